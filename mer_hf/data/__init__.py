@@ -1,0 +1,1 @@
+"""Corpora, their common schema, protocols and batching."""

@@ -1,0 +1,159 @@
+"""Masks, masked reductions and the recurrent layer that more than one of the papers' models needs.
+
+A mask is a bool tensor, True = real. The rule for what is not there, fixed here once: an empty row gives zeros and
+finite gradients, and whatever stands in a masked place (padding, NaN) cannot reach the result.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
+    """lengths (batch,) -> bool mask (batch, size), True for the first `lengths` places of each row."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def zero_masked(values: Tensor, mask: Tensor) -> Tensor:
+    """values (..., time, dim) with the places where mask (..., time) is False set to zero, NaN included."""
+    return torch.where(mask.unsqueeze(-1), values, values.new_zeros(()))
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dimension of the places mask keeps; a row without any gives zeros, not NaN.
+
+    scores (..., n), mask broadcastable to it -> weights (..., n).
+    """
+    mask = mask.expand_as(scores)
+    # The lowest finite number, not -inf: exp(-inf - -inf) of an empty row is NaN, and so is its gradient.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1).masked_fill(~mask, 0.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """values (batch, time, dim), mask (batch, time) -> mean over real places (batch, dim); none: zeros."""
+    count = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    return zero_masked(values, mask).sum(dim=-2) / count
+
+
+def masked_max(values: Tensor, mask: Tensor) -> Tensor:
+    """values (batch, time, dim), mask (batch, time) -> maximum over real places (batch, dim); none: zeros."""
+    lowest = values.masked_fill(~mask.unsqueeze(-1), torch.finfo(values.dtype).min).amax(dim=-2)
+    return torch.where(mask.any(dim=-1, keepdim=True), lowest, lowest.new_zeros(()))
+
+
+class Standardizer(nn.Module):
+    """(x - mean) / std per dimension, clipped; the statistics are buffers and travel with the checkpoint.
+
+    Starts as the identity. `observing` collects the statistics of everything that passes through, so they come from
+    the training data alone:
+
+        with standardizer.observing():
+            for batch in training_batches:
+                model(**batch)
+    """
+
+    limit = 5.0
+    """Clip, in standard deviations: one broken clip must not drive a network that never saw such values."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self._sums: list[Tensor] | None = None
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """values (..., time, dim), mask (..., time) -> the same shape."""
+        if self._sums is not None:
+            self._observe(values[mask].double())
+        standardized = ((values - self.mean) / self.std).clamp(-self.limit, self.limit)
+        return torch.where(self.fitted, standardized, values)
+
+    def _observe(self, real: Tensor) -> None:
+        totals = [real.new_tensor(len(real)), real.sum(dim=0), real.square().sum(dim=0)]
+        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)] if self._sums else totals
+
+    def observing(self) -> "_Observation":
+        """A context in which values are collected; the statistics are set when it ends without an error."""
+        return _Observation(self)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Use these statistics, mean (dim,) and std (dim,); a dimension that does not vary keeps its scale."""
+        floor = 1e-6 * mean.abs().clamp(min=1)  # below it lie the rounding errors of a constant
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > floor, std, torch.ones_like(std)))
+        self.fitted.fill_(True)
+
+
+class _Observation:
+    def __init__(self, standardizer: Standardizer):
+        self.standardizer = standardizer
+
+    def __enter__(self) -> Standardizer:
+        self.standardizer._sums = []
+        self.was_fitted = self.standardizer.fitted.clone()
+        self.standardizer.fitted.fill_(False)
+        return self.standardizer
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        sums, self.standardizer._sums = self.standardizer._sums, None
+        self.standardizer.fitted.copy_(self.was_fitted)
+        if error_type is not None:
+            return
+        if not sums or sums[0] < 2:
+            raise ValueError("no real frames were observed: there is nothing to take a mean and deviation of")
+        count, total, squares = sums
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        self.standardizer.set_statistics(mean, variance.sqrt())
+
+
+class MaskedRNN(nn.Module):
+    """LSTM or GRU over the real places of each row; the result does not depend on padding.
+
+    The real places of a row are moved to its front (they need not be contiguous), the backward direction runs over the
+    row reversed within its own length, and both are moved back. `pack_padded_sequence` would do the same but can be
+    neither exported nor given a row of length zero. Parameters are those of `nn.LSTM` / `nn.GRU`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        cell: str = "lstm",
+    ):
+        super().__init__()
+        cells = {"lstm": nn.LSTM, "gru": nn.GRU}
+        if cell not in cells:
+            raise ValueError(f"rnn must be one of {', '.join(cells)}, found {cell!r}")
+        self.output_size = hidden_size * (2 if bidirectional else 1)
+        widths = [input_size] + [self.output_size] * (num_layers - 1)
+        self.forward_layers = nn.ModuleList(cells[cell](width, hidden_size, batch_first=True) for width in widths)
+        self.backward_layers = nn.ModuleList(
+            cells[cell](width, hidden_size, batch_first=True) for width in widths if bidirectional
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """values (batch, time, input_size), mask (batch, time) -> (batch, time, output_size), zeros where masked."""
+        order = (~mask).to(torch.int8).argsort(dim=-1, stable=True)  # (batch, time): real places first
+        lengths = mask.sum(dim=-1, keepdim=True)
+        place = torch.arange(mask.shape[-1], device=mask.device).expand_as(order)
+        reverse = torch.where(place < lengths, lengths - 1 - place, place)
+
+        hidden = _take(zero_masked(values, mask), order)
+        for index, layer in enumerate(self.forward_layers):
+            hidden = self.dropout(hidden) if index else hidden
+            outputs = [layer(hidden)[0]]
+            if len(self.backward_layers):
+                outputs.append(_take(self.backward_layers[index](_take(hidden, reverse))[0], reverse))
+            hidden = torch.cat(outputs, dim=-1)
+        return zero_masked(_take(hidden, order.argsort(dim=-1)), mask)
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """values (batch, time, dim) reordered along time by index (batch, time)."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

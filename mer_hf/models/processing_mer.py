@@ -1,0 +1,256 @@
+"""MerProcessor: audio, words with their times and face frames of clips -> model inputs.
+
+| | audio | text | vision |
+|---|---|---|---|
+| raw input | `input_values` (batch, samples), float in [-1, 1], 16 kHz | `input_ids` (batch, tokens) | `pixel_values` (batch, frames, c, h, w) |
+| raw mask | `input_values_mask` | `attention_mask` | `pixel_values_mask` (batch, frames) |
+| time | from the encoder's stride | `word_ids` (batch, tokens), -1 = no word; `word_times` (batch, words, 2) | `vision_times` (batch, frames) |
+
+Masks are bool, True = real; times are seconds from the clip's start. In a dialogue every tensor has one more axis,
+turns, after the batch, and there is a `turn_mask` (batch, turns).
+"""  # noqa: E501 - a table's row is one line
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+)
+
+from .alignment import Word, split_words
+from .batching import pad_dialogues, pad_examples
+from .configuration_front_ends import SAMPLING_RATE
+from .media import NoStreamError, crop_face, load_audio, load_frames
+
+PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
+NO_LIMIT = 1_000_000
+"""Tokens; transformers states "no limit" as 1e30."""
+SINGLE_DIMS = {"audio": 1, "frames": 4, "frame_times": 1}
+"""Dimensions of an array that is one clip's and not one a clip."""
+
+
+def word_tokenizer(transcripts: Iterable[str | None], max_words: int | None = None) -> PreTrainedTokenizerFast:
+    """A word table's tokenizer: every word of the transcripts, most frequent first, after padding and unknown.
+
+    Pass the transcripts of the training split only: a word that training never saw must be unknown at test too.
+
+    Raises:
+        ValueError: one string in place of many.
+    """
+    if isinstance(transcripts, str):
+        raise ValueError("transcripts is one string, whose letters would be the words; pass a list of transcripts")
+    counts: dict[str, int] = {}
+    for transcript in transcripts:
+        for word in split_words(transcript or ""):
+            counts[word] = counts.get(word, 0) + 1
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:max_words]
+    table = {token: index for index, token in enumerate([PAD_TOKEN, UNKNOWN_TOKEN, *words])}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN_TOKEN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD_TOKEN, unk_token=UNKNOWN_TOKEN)
+
+
+def clean_words(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Words, as recognisers and corpora write them, to words as `split_words` makes them, which models are trained on.
+
+    words [{"word", "start", "end"}], in seconds, all with times or all without (absent or None). What is no word
+    ("--", "...") goes with its time; "Well-known" is one entry "well known" where it has a time, else two.
+
+    Raises:
+        ValueError: an entry that is no such dict, times for some words only, or times that are no stretch of the clip.
+    """
+    if isinstance(words, str) or not all(isinstance(word, Mapping) and "word" in word for word in words):
+        raise ValueError(f'words is a list of {{"word", "start", "end"}}; found {str(words)[:80]}')
+    untimed = [word.get("start") is None or word.get("end") is None for word in words]
+    if any(untimed) and not all(untimed):
+        raise ValueError(f"words: {words[untimed.index(True)]} has no start or no end, others do; time all or none")
+    if any(untimed):
+        return [{"word": part} for word in words for part in split_words(word["word"])]
+    cleaned = [(" ".join(split_words(word["word"])), float(word["start"]), float(word["end"])) for word in words]
+    for text, start, end in cleaned:
+        if not 0 <= start <= end < math.inf:
+            raise ValueError(f"words: {text!r} is from {start:g} to {end:g}; give seconds from the clip's start")
+    return [{"word": text, "start": start, "end": end} for text, start, end in cleaned if text]
+
+
+class MerProcessor(ProcessorMixin):
+    """One processor for all three modalities, saved and loaded as one.
+
+    All three parts are always there (they are small); `default` fills in what a model does not use.
+    num_frames: face frames sampled uniformly from a video; crop_faces: cut the largest face out of each frame and
+    leave frames without one out (needs the extra `mer-hf[video]`).
+
+    Raises:
+        ValueError: a feature extractor for another rate; a tokenizer that cannot say which word a token belongs to.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Wav2Vec2FeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: ViTImageProcessor,
+        num_frames: int = 8,
+        crop_faces: bool = False,
+        **kwargs,
+    ):
+        super().__init__(feature_extractor, tokenizer, image_processor, **kwargs)
+        if feature_extractor.sampling_rate != SAMPLING_RATE:
+            raise ValueError(
+                f"feature_extractor must be for {SAMPLING_RATE} Hz, not {feature_extractor.sampling_rate}"
+            )
+        if not tokenizer.is_fast:
+            raise ValueError(f"tokenizer {type(tokenizer).__name__} knows no word_ids; use its fast version")
+        self.num_frames = num_frames
+        self.crop_faces = crop_faces
+
+    @classmethod
+    def default(
+        cls,
+        feature_extractor: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: Any = None,
+        **values: Any,
+    ) -> "MerProcessor":
+        """A processor with simple parts where none is given: audio as it is, an empty word table, 224 x 224 images."""
+        return cls(
+            feature_extractor or Wav2Vec2FeatureExtractor(do_normalize=False),
+            tokenizer if tokenizer is not None else word_tokenizer([]),
+            image_processor or ViTImageProcessor(),
+            **values,
+        )
+
+    def decode(self, audio: Any = None, video: Any = None, optional: bool = False) -> dict[str, np.ndarray]:
+        """Sources as `load_audio` and `load_frames` take them -> `audio`, `frames` and `frame_times` for `example`.
+
+        With crop_faces, frames without a face are left out; where none has one there are no frames. optional: leave
+        out what a readable source does not have, instead of NoStreamError.
+
+        Raises:
+            MediaError: naming the file and the remedy; NoStreamError where it has no sound or no picture.
+        """
+        decoded = {}
+        lacking = NoStreamError if optional else ()
+        with suppress(lacking):
+            decoded |= {} if audio is None else {"audio": load_audio(audio, SAMPLING_RATE)}
+        with suppress(lacking):
+            decoded |= {} if video is None else self._decode_video(video)
+        return decoded
+
+    def _decode_video(self, video: Any) -> dict[str, np.ndarray]:
+        frames, times = load_frames(video, self.num_frames)
+        if self.crop_faces:
+            crops, found = crop_face(frames)
+            frames, times = crops[found], times[found]
+        return {"frames": frames, "frame_times": times} if len(frames) else {}
+
+    def example(
+        self,
+        audio: np.ndarray | None = None,
+        text: str | None = None,
+        words: Sequence[Word | Mapping[str, Any]] | None = None,
+        frames: np.ndarray | None = None,
+        frame_times: np.ndarray | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One clip, decoded -> an example without padding, as `pad` takes it.
+
+        audio float (samples,) at 16 kHz; text a transcript, or words [{"word", "start", "end"}] with times in seconds
+        or without; frames uint8 (frames, height, width, 3) with frame_times (frames,) in seconds. None = the clip has
+        none. `word_times` has a row for every word, also for those beyond the tokenizer's limit, without tokens.
+
+        Raises:
+            ValueError: audio with channels, frames without times or with another number of them, and what
+                `clean_words` refuses.
+        """
+        example = {}
+        if audio is not None:
+            if np.ndim(audio) != 1:
+                raise ValueError(f"audio of one clip is (samples,), mono; found {np.shape(audio)}")
+            values = self.feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
+            example["input_values"] = values[0].float()
+        words = clean_words(words) if words else [{"word": word} for word in split_words(text or "")]
+        if words:
+            example |= self._tokens([word["word"] for word in words])
+        if words and "start" in words[0]:
+            example["word_times"] = torch.tensor([[word["start"], word["end"]] for word in words], dtype=torch.float32)
+        if (frames is None) != (frame_times is None) or (frames is not None and len(frames) != len(frame_times)):
+            raise ValueError("frames and frame_times go together, one time a frame")
+        if frames is not None and len(frames):
+            example["pixel_values"] = self.image_processor(list(frames), return_tensors="pt").pixel_values
+            example["vision_times"] = torch.as_tensor(frame_times, dtype=torch.float32)
+        return example
+
+    def _tokens(self, words: list[str]) -> dict[str, torch.Tensor]:
+        # As one text, not word by word: byte-level tokenizers (RoBERTa) glue a list of words together.
+        encoded = self.tokenizer(
+            " ".join(words),
+            truncation=self.tokenizer.model_max_length < NO_LIMIT,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        word_of_character = [
+            index for index, word in enumerate(words) for _ in range(len(word) + (index > 0))
+        ]  # a space belongs to the word after it, as in byte-level tokens
+        word_ids = [
+            -1 if special else word_of_character[min(start, len(word_of_character) - 1)]
+            for (start, _), special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+        ]
+        if max(word_ids, default=-1) < 0:
+            return {}
+        return {"input_ids": torch.tensor(encoded["input_ids"]), "word_ids": torch.tensor(word_ids)}
+
+    def __call__(
+        self,
+        audio: Sequence[np.ndarray | None] | np.ndarray | None = None,
+        text: Sequence[str | None] | str | None = None,
+        words: Sequence[Sequence[Word] | None] | Sequence[Word] | None = None,
+        frames: Sequence[np.ndarray | None] | np.ndarray | None = None,
+        frame_times: Sequence[np.ndarray | None] | np.ndarray | None = None,
+    ) -> BatchFeature:
+        """Decoded clips -> a padded batch. Each argument is a list with one entry a clip; None = it has none.
+
+        One clip need not be in lists: audio (samples,), a string, a list of words, frames (frames, height, width, 3)
+        with their times are a batch of one. Entries: see `example`. For paths, bytes and dialogues use the pipeline.
+
+        Raises:
+            ValueError: lists of different lengths, nothing at all, and what `example` refuses.
+        """
+        columns = {"audio": audio, "text": text, "words": words, "frames": frames, "frame_times": frame_times}
+        columns = {
+            name: [values] if _is_one_clip(name, values) else list(values)
+            for name, values in columns.items()
+            if values is not None
+        }
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(
+                f"give at least one of audio, text, words, frames, all for the same clips; found {lengths}"
+            )
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return BatchFeature(self.pad([self.example(**row) for row in rows]))
+
+    def pad(self, examples: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Examples of clips, or of dialogues (lists of examples) -> a padded batch with masks."""
+        if examples and not isinstance(examples[0], Mapping):
+            return pad_dialogues(examples)
+        return pad_examples(examples)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_values", "input_ids", "pixel_values"]
+
+
+def _is_one_clip(name: str, values: Any) -> bool:
+    if name in SINGLE_DIMS:
+        return isinstance(values, np.ndarray) and values.ndim == SINGLE_DIMS[name]
+    return isinstance(values, str) or (name == "words" and len(values) > 0 and isinstance(values[0], Mapping))

@@ -1,0 +1,173 @@
+"""Training a fusion model with `transformers.Trainer`: settings, early stopping on validation, MMAN's two stages."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+
+from .data.collator import EmotionCollator, move_to
+from .evaluation import compute_metrics
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run needs to be repeated. The best epoch by `metric` on the validation set is the one kept."""
+
+    epochs: int = 40
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    """Of everything but the backbones."""
+    backbone_learning_rate: float | None = None
+    """Of trainable backbones; None = `learning_rate`. Pretrained ones want about 1e-5."""
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises from 0; then it falls linearly."""
+    patience: int = 8
+    """Epochs without improvement on validation before training stops."""
+    metric: str = "wa"
+    """wa, ua, macro_f1 or weighted_f1, on validation."""
+    max_grad_norm: float = 3.0
+    gradient_accumulation_steps: int = 1
+    seed: int = 0
+    num_workers: int = 0
+
+    def arguments(self, output_dir: str | PathLike, **overrides: Any) -> TrainingArguments:
+        """The settings as TrainingArguments of transformers."""
+        values = {
+            "output_dir": str(output_dir),
+            "num_train_epochs": self.epochs,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "warmup_steps": self.warmup,  # below 1 it is a share
+            "max_grad_norm": self.max_grad_norm,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "seed": self.seed,
+            "dataloader_num_workers": self.num_workers,
+            "dataloader_pin_memory": torch.accelerator.is_available(),  # else it warns
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "save_only_model": True,
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": self.metric,
+            "greater_is_better": True,
+            "remove_unused_columns": False,
+            "ddp_find_unused_parameters": True,  # a batch may lack a modality, and then its backbone has no gradient
+            "logging_strategy": "epoch",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        return TrainingArguments(**values | overrides)
+
+
+def parameter_groups(model: PreTrainedModel, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Trainable parameters in up to four groups: backbone or head, with weight decay or (biases, norms) without."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            backbone = name.split(".")[0] in ("audio_model", "text_model", "vision_model")
+            groups.setdefault((backbone, parameter.dim() > 1), []).append(parameter)
+    slow = settings.learning_rate if settings.backbone_learning_rate is None else settings.backbone_learning_rate
+    return [
+        {
+            "params": parameters,
+            "lr": slow if backbone else settings.learning_rate,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+        }
+        for (backbone, decayed), parameters in groups.items()
+    ]
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    train_dataset: Dataset,
+    validation_dataset: Dataset,
+    settings: TrainingSettings,
+    output_dir: str | PathLike,
+    **arguments: Any,
+) -> Trainer:
+    """A stock Trainer with our collator, metrics, parameter groups and early stopping."""
+    return Trainer(
+        model=model,
+        args=settings.arguments(output_dir, **arguments),
+        train_dataset=train_dataset,
+        eval_dataset=validation_dataset,
+        data_collator=EmotionCollator(),
+        compute_metrics=compute_metrics,
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+        optimizers=(torch.optim.AdamW(parameter_groups(model, settings)), None),
+    )
+
+
+def fit(
+    model: PreTrainedModel,
+    train_dataset: Dataset,
+    validation_dataset: Dataset,
+    settings: TrainingSettings,
+    output_dir: str | PathLike,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Train a model and leave it at its best validation epoch; returns what was chosen and why.
+
+    Standardizers take their statistics from the training set first. MMAN goes through the paper's two stages: its
+    branches, then, these frozen, their fusion.
+
+    Raises:
+        ValueError: an empty training or validation set.
+    """
+    for name, dataset in (("train_dataset", train_dataset), ("validation_dataset", validation_dataset)):
+        if not len(dataset):
+            raise ValueError(f"{name} is empty")
+    device = settings.arguments(output_dir, **arguments).device
+    model.to(device)
+    model.fit_standardizers(lambda: batches(train_dataset, settings.batch_size, device))
+    stages = [settings]
+    if getattr(model.config, "network", None) == "mman" and not model.config.freeze_branches:
+        stages.append(replace(settings, epochs=max(settings.epochs // 4, 1), weight_decay=0.0))
+    history = []
+    for number, stage in enumerate(stages):
+        if number:
+            model.freeze_branches()
+        directory = Path(output_dir) / f"stage-{number + 1}" if len(stages) > 1 else Path(output_dir)
+        trainer = make_trainer(model, train_dataset, validation_dataset, stage, directory, **arguments)
+        trainer.train()
+        evaluations = [entry for entry in trainer.state.log_history if f"eval_{stage.metric}" in entry]
+        best = max(evaluations, key=lambda entry: entry[f"eval_{stage.metric}"])
+        history.append(
+            {
+                "settings": asdict(stage),
+                "epochs_run": len(evaluations),
+                "best_epoch": best["epoch"],
+                f"validation_{stage.metric}": best[f"eval_{stage.metric}"],
+            }
+        )
+    model.eval()
+    return {"stages": history}
+
+
+def batches(dataset: Dataset, batch_size: int, device: torch.device | str = "cpu") -> Iterator[dict[str, Any]]:
+    """Padded batches of a dataset in its order."""
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=EmotionCollator()):
+        yield move_to(batch, torch.device(device))
+
+
+@torch.inference_mode()
+def predict_logits(model: PreTrainedModel, dataset: Dataset, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (items, labels) and labels (items,) of the real turns or clips, in the dataset's order."""
+    model.eval()
+    logits, labels = [], []
+    for batch in batches(dataset, batch_size, model.device):
+        output = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+        real = batch.get("turn_mask")
+        targets = batch["labels"]
+        logits.append(output[real].cpu().numpy() if real is not None else output.cpu().numpy())
+        labels.append(targets[real].cpu().numpy() if real is not None else targets.cpu().numpy())
+    return np.concatenate(logits), np.concatenate(labels)
