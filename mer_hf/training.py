@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from .data.collator import EmotionCollator, move_to
 from .evaluation import compute_metrics
@@ -52,6 +53,7 @@ class TrainingSettings:
             "seed": self.seed,
             "dataloader_num_workers": self.num_workers,
             "dataloader_pin_memory": torch.accelerator.is_available(),  # else it warns
+            "use_cpu": not torch.accelerator.is_available(),  # else processes on CPUs would not find each other
             "eval_strategy": "epoch",
             "save_strategy": "epoch",
             "save_only_model": True,
@@ -66,6 +68,11 @@ class TrainingSettings:
             "disable_tqdm": True,
         }
         return TrainingArguments(**values | overrides)
+
+
+def process_state() -> PartialState:
+    """Which of the processes that train together (`torchrun`) this is; one alone is the main process."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def parameter_groups(model: PreTrainedModel, settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -94,8 +101,8 @@ def make_trainer(
     output_dir: str | PathLike,
     **arguments: Any,
 ) -> Trainer:
-    """A stock Trainer with our collator, metrics, parameter groups and early stopping."""
-    return Trainer(
+    """A stock Trainer with our collator, metrics, parameter groups and early stopping; quiet, see its `state`."""
+    trainer = Trainer(
         model=model,
         args=settings.arguments(output_dir, **arguments),
         train_dataset=train_dataset,
@@ -105,6 +112,8 @@ def make_trainer(
         callbacks=[EarlyStoppingCallback(settings.patience)],
         optimizers=(torch.optim.AdamW(parameter_groups(model, settings)), None),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def fit(
@@ -150,6 +159,7 @@ def fit(
             }
         )
     model.eval()
+    model.untrained_keys = ()  # a head that its checkpoint lacked is trained now
     return {"stages": history}
 
 

@@ -30,7 +30,15 @@ MAY_IMPORT = {
     "doctor": {"models.media", "models.alignment"},
 }
 """Modules of mer_hf that a module may import; folders and single files without an entry are treated in `permitted`."""
-TOP_MAY_NOT = {"cli": set(), "demo": {"cli"}, "hub": {"cli", "demo", ""}}
+TOP_MAY_NOT = {
+    "cli": set(),
+    "demo": {"cli"},
+    "hub": {"cli", "demo", ""},
+    "compact_encoders": {"cli", "demo", "hub", "corpora", "recipes", "experiment"},
+    "corpora": {"cli", "demo", "hub", "compact_encoders", "recipes", "experiment"},
+    "recipes": {"cli", "demo", "hub", "compact_encoders", "experiment"},
+    "experiment": {"cli", "demo", "compact_encoders"},
+}
 """What stands above everything else may import all but this; demo is the work behind `mer-hf demo`."""
 CARRIED = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers"}
 """Third-party packages that whoever loads a checkpoint's code has: torch, and transformers with what it requires."""

@@ -20,7 +20,9 @@ MODALITIES = ("audio", "text", "vision")
 class EmotionCollator:
     """Pads examples of clips, or of whole dialogues, into one batch with masks and labels."""
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    def __call__(
+        self, examples: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
+    ) -> dict[str, Any]:
         """A list of examples, or a list of dialogues (lists of examples), never both."""
         dialogues = [not isinstance(example, Mapping) for example in examples]
         if any(dialogues) != all(dialogues):
@@ -54,7 +56,9 @@ class ClipDataset(Dataset):
         labels = [] if label2id is None else [row["label"] for row in rows]
         unknown = sorted({label for label in labels if label is not None and label not in label2id})
         if unknown:
-            raise ValueError(f"labels {unknown} are none of the model's ({', '.join(label2id)}); map or drop those rows")
+            raise ValueError(
+                f"labels {unknown} are none of the model's ({', '.join(label2id)}); map or drop those rows"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,7 +71,7 @@ class ClipDataset(Dataset):
         return self._kept[index]
 
     def _make(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        decoded = self.processor.decode(
+        decoded = self.processor.load(
             audio=row["audio"] if "audio" in self.modalities else None,
             video=row["video"] if "vision" in self.modalities else None,
         )
@@ -94,8 +98,8 @@ class ExampleDataset(Dataset):
 class DialogueDataset(Dataset):
     """The same examples grouped by dialogue, turns in order: what a model with context is trained on.
 
-    dialogue_ids and turns: of each example of `clips`; a clip without a dialogue is one of its own. Dialogues longer than
-    max_turns are cut into pieces.
+    dialogue_ids and turns: of each example of `clips`; a clip without a dialogue is one of its own. Dialogues longer
+    than max_turns are cut into pieces.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ CONTROLLED_FEATURES = datasets.Features(
     }
 )
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 FRAME_RATE = 8
 FRAME_SIZE = 64
 
@@ -97,6 +97,7 @@ class Difficulty:
     face_noise: float = 0.12  # standard deviation of a clip's face parameters
     frame_noise: float = 0.04  # and of one frame's
     stress: tuple[float, float] = (0.35, 1.0)  # strength of each of a stressed word's three cues; 1 = as in STRESS
+    speaker_loudness: float = 0.05  # standard deviation of the log level of a speaker's neutral voice
     snr_db: tuple[float, float] = (15.0, 30.0)  # speech to background noise
     topic_change: float = 0.25  # chance of opening with a change of topic where nothing calls for one
 
@@ -449,7 +450,8 @@ def _generate_session(task: _SessionTask) -> list[dict[str, Any]]:
     writer = _DialogueWriter(rng, SPLITS[task.session], task.difficulty)
     rows = []
     with SpeechSynthesizer(seed=int(rng.integers(1, 2**31))) as synthesizer:
-        speakers = [_Performer(speaker, synthesizer, task, rng) for speaker in _cast(task.seed, task.session, rng)]
+        cast = _cast(task.seed, task.session, rng, task.difficulty)
+        speakers = [_Performer(speaker, synthesizer, task, rng) for speaker in cast]
         for dialogue in range(task.dialogues):
             clock = 0.0
             for number, turn in enumerate(writer.write()):
@@ -463,7 +465,7 @@ def _generate_session(task: _SessionTask) -> list[dict[str, Any]]:
     return rows
 
 
-def _cast(seed: int, session: int, rng: np.random.Generator) -> list[_Speaker]:
+def _cast(seed: int, session: int, rng: np.random.Generator, difficulty: Difficulty) -> list[_Speaker]:
     """The woman and the man of a session; which voice goes to which session hangs on the seed alone."""
     deal = np.random.default_rng(seed)
     cast = []
@@ -475,7 +477,7 @@ def _cast(seed: int, session: int, rng: np.random.Generator) -> list[_Speaker]:
                 voice=str(deal.permutation(voices)[session]),
                 pitch=rng.normal(0, 0.05),
                 words_per_minute=rng.uniform(160, 190),
-                loudness=0.03 * math.exp(rng.normal(0, 0.15)),
+                loudness=0.03 * math.exp(rng.normal(0, difficulty.speaker_loudness)),
                 face_width=rng.uniform(18, 23),
                 colours=_face_colours(rng),
             )

@@ -51,6 +51,10 @@ def pad_examples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         values = [example.get(name) for example in examples]
         if any(value is not None for value in values):
             batch |= _pad(name, field, values)
+    if "word_times" in batch and "word_ids" in batch:
+        # A clip without times may have more words than any clip with: zeros are words without a time.
+        missing = int(batch["word_ids"].max()) + 1 - batch["word_times"].shape[1]
+        batch["word_times"] = torch.nn.functional.pad(batch["word_times"], (0, 0, 0, max(missing, 0)))
     labels = [example.get("label") for example in examples]
     if any(label is not None for label in labels):
         batch["labels"] = torch.tensor([IGNORED_LABEL if label is None else label for label in labels])

@@ -25,9 +25,9 @@ class LearnedAlignmentConfig(MerConfig):
     num_attention_heads: int = 8  # released code, multihead only
     pooling: str = "max"  # paper; "attention" in the released code
     dropout: float = 0.5  # released code
-    matching_loss_weight: float = 0.0
-    """Ours, 0 = none: weight of an extra loss that asks what a word attends to in speech to tell it from the clip's
-    other words. It needs no word times, and makes alignment learnable from a small corpus."""
+    alignment_loss_weight: float = 0.0
+    """Ours, 0 = none: weight of `alignment_loss`, which teaches the attention where words are said from the word times
+    of the training clips. Inference needs none either way."""
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -40,8 +40,8 @@ class LearnedAlignmentConfig(MerConfig):
                 f"{self.num_attention_heads} heads do not divide 2 * hidden_size = {2 * self.hidden_size}"
             )
 
-        if self.matching_loss_weight and (self.alignment == "none" or not {"audio", "text"} <= set(self.modalities)):
-            raise ValueError("matching_loss_weight needs audio, text and an alignment between them")
+        if self.alignment_loss_weight and (self.alignment == "none" or not {"audio", "text"} <= set(self.modalities)):
+            raise ValueError("alignment_loss_weight needs audio, text and an alignment between them")
 
     @classmethod
     def paper(cls, vocab_size: int = 2570, **overrides) -> Self:

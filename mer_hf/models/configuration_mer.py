@@ -109,6 +109,12 @@ class MerConfig(PreTrainedConfig):
             return self.audio_frame_reach
         return getattr(self.audio_config, "frame_reach", 1)
 
+    @property
+    def audio_frame_middle(self) -> float:
+        """Seconds from the start of such a frame's place to the middle of what the frame sees."""
+        reach = getattr(self.audio_config, "input_reach", None)
+        return 0.5 * (self.audio_frame_seconds if reach is None else 0.025 + 0.01 * (reach - 1))
+
     def width(self, modality: str) -> int:
         """Width of `<modality>_embeds`."""
         backbone = getattr(self, f"{modality}_config")

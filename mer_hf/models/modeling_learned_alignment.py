@@ -23,14 +23,14 @@ Departures
   stands, and a score tanh(v . s_i + u . h_j + b) in [-1, 1] cannot single out a few of hundreds of frames.
 - torch's GRU has a bias in its recurrent part (1,800 parameters more in all than the released TensorFlow form).
 - Face stream: a second, identical attention from words to face frames.
-- `matching_loss_weight` (0 = the paper): what word j takes from the speech must match the vector of word j among those
-  of the clip, L = -log softmax_k(<P a_j, Q e_k>)_j. The emotion label alone hardly teaches where words are.
+- `alignment_loss_weight` (0 = the paper) adds `alignment_loss` in training: from the emotion label alone, the
+  attention of a model trained on a few thousand clips stayed within noise of uniform.
+- The spectrogram front end takes the logarithm of the power; `frames_averaged` of its configuration shortens it.
 - A clip without words is one unit that attends to all frames alike and adds no word state; an absent speech or face
   side adds nothing.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,17 +112,6 @@ class MaxPooling(nn.Module):
 POOLING_CLASSES = {"max": MaxPooling, "attention": AttentionPooling}
 
 
-class FusionResult(NamedTuple):
-    """What a fusion makes of {modality: (batch, time, size) with mask}."""
-
-    pooled: Tensor
-    """(batch, output_size)"""
-    weights: dict[str, Tensor]
-    """{modality: (batch, words, time)}"""
-    aligned_speech: Tensor | None
-    """(batch, words, size)"""
-
-
 class AlignedFusion(nn.Module):
     """Words attend to the frames of the other modalities; a recurrence over the words reads all sides together."""
 
@@ -137,15 +126,17 @@ class AlignedFusion(nn.Module):
         self.pooling = POOLING_CLASSES[config.pooling](size)
         self.output_size = size
 
-    def forward(self, states: dict[str, ModalitySequence]) -> FusionResult:
+    def forward(self, states: dict[str, ModalitySequence]) -> tuple[Tensor, dict[str, Tensor]]:
+        """states {modality: (batch, time, size) with mask} -> pooled (batch, size), weights {modality: (b, w, t)}."""
         words, word_mask, has_words = self._words(states)
-        aligned, weights = {}, {}
+        sides, weights = [], {}
         for modality in self.others:
             frames = states[modality]
-            aligned[modality], weights[modality] = self.alignments[modality](words, *frames, has_words)  # (b, w, 200)
-        sides = [self.dropout(side) for side in aligned.values()] + ([words] if self.uses_text else [])
+            aligned, weights[modality] = self.alignments[modality](words, *frames, has_words)  # (b, words, 200)
+            sides.append(self.dropout(aligned))
+        sides += [words] if self.uses_text else []
         hidden = self.rnn(torch.cat(sides, dim=-1), word_mask)  # (b, words, 200)
-        return FusionResult(self.pooling(hidden, word_mask), weights, aligned.get("audio"))
+        return self.pooling(hidden, word_mask), weights
 
     def _words(self, states: dict[str, ModalitySequence]) -> tuple[Tensor, Tensor, Tensor]:
         if self.uses_text:
@@ -158,22 +149,15 @@ class AlignedFusion(nn.Module):
         return words, mask | (~has_words.unsqueeze(-1) & first), has_words  # a clip without words is one unit
 
 
-class WordMatching(nn.Module):
-    """L = mean_j -log softmax_k(<P a_j, Q e_k>)_j over the words j, k of one clip."""
+def alignment_loss(weights: Tensor, inside: Tensor) -> Tensor:
+    """L = mean_j -log sum_{i in word j} alpha_{j,i}: attention that a word spends outside its own time is lost.
 
-    def __init__(self, speech_size: int, word_size: int):
-        super().__init__()
-        self.speech = nn.Linear(speech_size, speech_size)
-        self.words = nn.Linear(word_size, speech_size)
-
-    def forward(self, aligned: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """aligned (b, words, d), words (b, words, d_t), mask (b, words): both there -> loss ()."""
-        speech = nn.functional.normalize(self.speech(aligned), dim=-1)
-        lexical = nn.functional.normalize(self.words(words), dim=-1)
-        scores = 10.0 * speech @ lexical.transpose(-1, -2)  # a cosine alone cannot tell ten words apart
-        chosen = masked_softmax(scores, mask.unsqueeze(-2)).diagonal(dim1=-2, dim2=-1)
-        loss = -chosen.clamp(min=1e-6).log() * mask
-        return loss.sum() / mask.sum().clamp(min=1)
+    weights (b, words, frames), inside (b, words, frames) bool; words without a frame do not count -> ().
+    """
+    spent = (weights * inside).sum(dim=-1)
+    timed = inside.any(dim=-1)
+    loss = -spent.clamp(min=1e-6).log()
+    return torch.where(timed, loss, loss.new_zeros(())).sum() / timed.sum().clamp(min=1)
 
 
 class PooledFusion(nn.Module):
@@ -184,8 +168,9 @@ class PooledFusion(nn.Module):
         self.poolings = nn.ModuleDict({m: POOLING_CLASSES[config.pooling](size) for m in config.modalities})
         self.output_size = size * len(config.modalities)
 
-    def forward(self, states: dict[str, ModalitySequence]) -> FusionResult:
-        return FusionResult(torch.cat([pooling(*states[m]) for m, pooling in self.poolings.items()], dim=-1), {}, None)
+    def forward(self, states: dict[str, ModalitySequence]) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `AlignedFusion.forward`, pooled (batch, size * modalities), without weights."""
+        return torch.cat([pooling(*states[m]) for m, pooling in self.poolings.items()], dim=-1), {}
 
 
 @dataclass
@@ -213,7 +198,6 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
         self.fusion = fusion(config, size)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(self.fusion.output_size, config.num_labels)
-        self.matching = WordMatching(size, config.width("text")) if config.matching_loss_weight else None
         self.post_init()
 
     def forward(
@@ -237,7 +221,7 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
         output_attentions: bool = False,
     ) -> LearnedAlignmentOutput:
         """Shapes and units of the inputs: `MerProcessor`. labels (batch,). `vision_times` and
-        `word_times` are taken, so that all models read the same batches, and not used: the alignment is learned.
+        `word_times` are taken, so that all models read the same batches; only `alignment_loss_weight` uses them.
 
         Raises:
             ValueError: what `MerPreTrainedModel.encode` refuses.
@@ -261,17 +245,33 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
             m: ModalitySequence(self.dropout(self.encoders[m](embeds, mask)), mask)
             for m, (embeds, mask) in sequences.items()
         }
-        result = self.fusion(states)
-        logits = self.classifier(self.dropout(result.pooled))  # (b, labels)
+        pooled, weights = self.fusion(states)
+        logits = self.classifier(self.dropout(pooled))  # (b, labels)
         loss = None if labels is None else self.classification_loss(logits, labels)
-        if loss is not None and self.matching is not None:
-            heard = sequences["text"].mask & sequences["audio"].mask.any(dim=-1, keepdim=True)
-            matching = self.matching(result.aligned_speech, sequences["text"].embeds.detach(), heard)
-            loss = loss + self.config.matching_loss_weight * matching
-        weights = result.weights if output_attentions else {}
+        if loss is not None and self.training and self.config.alignment_loss_weight:
+            inside = self.frames_inside_words(word_times, states)
+            loss = loss + self.config.alignment_loss_weight * alignment_loss(weights["audio"], inside)
+        weights = weights if output_attentions else {}
         return LearnedAlignmentOutput(
             loss=loss,
             logits=logits,
             audio_alignment=weights.get("audio"),
             vision_alignment=weights.get("vision"),
         )
+
+    def frames_inside_words(self, word_times: Tensor | None, states: dict[str, ModalitySequence]) -> Tensor:
+        """Which speech frames have their middle in each word's time, (b, words, frames) bool.
+
+        Raises:
+            ValueError: no word_times, or not one for each word.
+        """
+        text, audio = states["text"], states["audio"]
+        if word_times is None or word_times.shape[1] != text.mask.shape[1]:
+            raise ValueError(
+                f"alignment_loss_weight is {self.config.alignment_loss_weight}: training needs word_times of every "
+                "word, (batch, words, 2) in seconds"
+            )
+        places = torch.arange(audio.mask.shape[1], device=audio.mask.device)
+        middles = places * self.config.audio_frame_seconds + self.config.audio_frame_middle
+        inside = (middles >= word_times[..., :1]) & (middles < word_times[..., 1:])
+        return inside & audio.mask.unsqueeze(1) & text.mask.unsqueeze(-1)

@@ -108,7 +108,8 @@ class MerPreTrainedModel(PreTrainedModel):
         transformers only prints those. Inference refuses them: a head at random answers as readily as a trained one.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model.untrained_keys = tuple(sorted(info["missing_keys"]))
+        mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+        model.untrained_keys = tuple(sorted(set(info["missing_keys"]) | mismatched))
         model._freeze()  # loading makes new parameters, and those want gradients
         return (model, info) if output_loading_info else model
 
@@ -124,9 +125,11 @@ class MerPreTrainedModel(PreTrainedModel):
     def fit_standardizers(self, batches: Callable[[], Iterable[Mapping[str, Tensor]]]) -> None:
         """Take the statistics of every Standardizer, of front ends first, from batches of the training data.
 
-        `batches` is called for each pass and yields inputs of `forward`. Without any Standardizer nothing is done.
+        `batches` is called for each pass and yields inputs of `forward`. Without any Standardizer nothing is done; a
+        frozen backbone keeps the statistics it came with.
         """
-        inner = [module for m in MODALITIES for module in _standardizers(getattr(self, f"{m}_model"))]
+        trained = [m for m in MODALITIES if m not in self.config.freeze_backbones]
+        inner = [module for m in trained for module in _standardizers(getattr(self, f"{m}_model"))]
         was_training = self.training
         self.eval()
         for group in (inner, list(self.standardizers.values())):

@@ -174,7 +174,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         whole = {kind: clip.get("path") for kind, wants in wanted.items() if wants and kind not in named}
         # The processor forgives a missing stream, not the pipeline by catching NoStreamError: of a checkpoint loaded
         # with its own code each of the two has its own copy of that class.
-        return self.processor.decode(**named) | self.processor.decode(**whole, optional=True)
+        return self.processor.load(**named) | self.processor.load(**whole, optional=True)
 
     def _words(
         self, clip: dict[str, Any], audio: np.ndarray | None, asr: Any, recognize: bool, needed: bool

@@ -130,7 +130,7 @@ class MerProcessor(ProcessorMixin):
             **values,
         )
 
-    def decode(self, audio: Any = None, video: Any = None, optional: bool = False) -> dict[str, np.ndarray]:
+    def load(self, audio: Any = None, video: Any = None, optional: bool = False) -> dict[str, np.ndarray]:
         """Sources as `load_audio` and `load_frames` take them -> `audio`, `frames` and `frame_times` for `example`.
 
         With crop_faces, frames without a face are left out; where none has one there are no frames. optional: leave

@@ -94,7 +94,9 @@ def test_no_speaker_voice_or_sentence_is_in_two_splits(rows):
     assert len(speakers) == 16
     assert all(len(splits) == 1 for found in (speakers, sentences) for splits in found.values())
     voices = [
-        speaker.voice for session in range(8) for speaker in controlled._cast(SEED, session, np.random.default_rng(0))
+        speaker.voice
+        for session in range(8)
+        for speaker in controlled._cast(SEED, session, np.random.default_rng(0), Difficulty())
     ]
     assert len(set(voices)) == 16
     assert {row["session"]: row["split"] for row in rows} == {
@@ -240,7 +242,7 @@ def test_clips_decode_to_as_many_frames_as_face_parameters(corpus, rows, clips):
 
 
 def test_a_drawn_mouth_and_brow_move_as_told():
-    speaker = controlled._cast(SEED, 0, np.random.default_rng(0))[0]
+    speaker = controlled._cast(SEED, 0, np.random.default_rng(0), Difficulty())[0]
     portrait = controlled._draw_portrait(speaker)
     drawn = {
         name: controlled._draw_features(portrait, speaker, controlled.FACES[name][None])[0]

@@ -8,7 +8,12 @@ from model_helpers import WIDTH_FIELDS, logits_of, make_clip, make_model, random
 
 from mer_hf import LearnedAlignmentConfig, LearnedAlignmentForEmotionClassification
 from mer_hf.models.batching import pad_examples
-from mer_hf.models.modeling_learned_alignment import AdditiveAlignment, AttentionPooling, MultiHeadAlignment
+from mer_hf.models.modeling_learned_alignment import (
+    AdditiveAlignment,
+    AttentionPooling,
+    MultiHeadAlignment,
+    alignment_loss,
+)
 
 FRAME_MASK = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
 
@@ -141,26 +146,38 @@ def test_alignments_are_given_when_asked_for():
     assert weights[1].eq(0).all()
 
 
+def test_the_alignment_loss_of_weights_written_out():
+    """L = mean_j -log sum_{i in word j} alpha_{j,i}; a word without a frame does not count."""
+    weights = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]]])
+    inside = torch.tensor([[[True, False, False], [False, True, True], [False, False, False]]])
+    assert alignment_loss(weights, inside).item() == pytest.approx((-math.log(0.5) - math.log(0.9)) / 2, rel=1e-6)
+    assert alignment_loss(weights, torch.zeros_like(inside)).item() == 0.0
+
+
 @torch.no_grad()
-def test_the_matching_loss_equals_its_equation():
-    """L = mean_j -log softmax_k(10 cos(P a_j, Q e_k))_j over the words of each clip that has speech and text."""
-    model = make_model("learned_alignment", **WIDTH_FIELDS, matching_loss_weight=0.3)
-    clips = [make_clip(0, frames=9, words=3), make_clip(1, words=5), make_clip(2, drop=("audio_embeds",))]
-    output = model(**pad_examples(clips), output_attentions=True)
-    matching, terms = model.matching, []
-    for row, clip in enumerate(clips[:2]):
-        states = torch.stack(rnn_steps(model.encoders["audio"], list(clip["audio_embeds"])))
-        count = len(clip["text_embeds"])
-        heard = output.audio_alignment[row, :count, : len(states)] @ states
-        for j in range(count):
-            speech = matching.speech.weight @ heard[j] + matching.speech.bias
-            scores = []
-            for text in clip["text_embeds"]:
-                word = matching.words.weight @ text + matching.words.bias
-                scores.append(10 * speech @ word / speech.norm() / word.norm())
-            terms.append(-math.log(softmax(scores)[j]))
-    emotion = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2]))
-    assert output.loss.item() == pytest.approx(emotion.item() + 0.3 * sum(terms) / len(terms), rel=1e-4)
+def test_the_alignment_loss_is_added_in_training_alone_and_needs_word_times():
+    model = make_model("learned_alignment", **WIDTH_FIELDS, alignment_loss_weight=0.3, dropout=0.0)
+    batch = pad_examples(
+        [make_clip(0, frames=9, words=3), make_clip(1, words=5), make_clip(2, drop=("audio_embeds",))]
+    )
+    plain = model.eval()(**batch)
+    model.train()
+    trained = model(**batch, output_attentions=True)
+    # frames of 10 ms, each standing for its middle
+    middles = torch.arange(trained.audio_alignment.shape[-1]) * 0.01 + 0.005
+    terms = []
+    for row in range(2):
+        for word in range(int(batch["text_mask"][row].sum())):
+            start, end = batch["word_times"][row, word]
+            inside = (middles >= start) & (middles < end) & batch["audio_mask"][row]
+            if inside.any():
+                terms.append(-math.log(max(float(trained.audio_alignment[row, word][inside].sum()), 1e-6)))
+    assert terms
+    assert trained.loss.item() == pytest.approx(plain.loss.item() + 0.3 * sum(terms) / len(terms), rel=1e-4)
+    del batch["word_times"]
+    with pytest.raises(ValueError, match="training needs word_times of every word"):
+        model(**batch)
+    assert model.eval()(**batch).loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +200,8 @@ def test_parameters_of_the_released_form(values, parameters):
     [
         ({"alignment": "dtw"}, "alignment must be one of additive, multihead, none, found 'dtw'"),
         (
-            {"alignment": "none", "matching_loss_weight": 1.0},
-            "matching_loss_weight needs audio, text and an alignment",
+            {"alignment": "none", "alignment_loss_weight": 1.0},
+            "alignment_loss_weight needs audio, text and an alignment",
         ),
         ({"pooling": "mean"}, "pooling must be one of max, attention, found 'mean'"),
         ({"alignment": "multihead", "num_attention_heads": 7}, "7 heads do not divide 2 \\* hidden_size = 200"),

@@ -319,9 +319,9 @@ def test_decoding_crops_faces_and_leaves_faceless_frames_out(monkeypatch):
     found = np.array([True, False, True])
     monkeypatch.setattr("mer_hf.models.processing_mer.crop_face", lambda frames: (crops, found))
     video = {"frames": frames, "times": [0.0, 1.0, 2.0]}
-    decoded = MerProcessor.default(crop_faces=True).decode(video=video)
+    decoded = MerProcessor.default(crop_faces=True).load(video=video)
     assert decoded["frames"][:, 0, 0, 0].tolist() == [0, 2]
     assert decoded["frame_times"].tolist() == [0.0, 2.0]
     found[:] = False
-    assert MerProcessor.default(crop_faces=True).decode(video=video) == {}
-    assert len(MerProcessor.default(num_frames=2).decode(video=video)["frames"]) == 2
+    assert MerProcessor.default(crop_faces=True).load(video=video) == {}
+    assert len(MerProcessor.default(num_frames=2).load(video=video)["frames"]) == 2
