@@ -7,7 +7,8 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,10 @@ def _predict(options: argparse.Namespace) -> None:
     if options.words is not None:
         clip["words"] = _read_words(options.words)
     _check_folder(options.model)
+    _check_device(options.device)
     remote = {"trust_remote_code": True} if options.trust_remote_code else {}
-    classify = pipeline(TASK, model=options.model, device=options.device, **remote)
+    with _readable_weights(options.model):
+        classify = pipeline(TASK, model=options.model, device=options.device, **remote)
     found = classify(clip, return_details=True, recognize=not options.no_recognize, top_k=options.top_k)
     if options.json:
         print(json.dumps(found, default=lambda value: value.tolist(), indent=1))
@@ -109,6 +112,25 @@ def _check_folder(model: str) -> None:
         raise ValueError(f"--model {model}: no such folder; name one that a checkpoint was saved to, or a Hub id")
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a name or a machine without one
+        raise ValueError(f"--device {device}: {error}") from error
+
+
+@contextmanager
+def _readable_weights(model: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:  # neither a ValueError nor an OSError
+        raise ValueError(f"--model {model}: its weights cannot be read ({error})") from error
+
+
 def _read_words(path: Path) -> list[dict[str, Any]]:
     words = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(words, list) or not all(isinstance(word, dict) and "word" in word for word in words):
@@ -120,8 +142,8 @@ def _plot(found: dict[str, Any], path: Path, clip: str) -> None:
     from .explanation import plot_alignment, plot_scores
 
     title = f"{Path(clip).name}: {found['scores'][0]['label']} {found['scores'][0]['score']:.2f}"
-    if found["words"] and "alignment" in found:
-        alignment = found["alignment"]
+    alignment = found.get("alignment")
+    if alignment is not None and alignment["weights"].size and found["words"]:
         plot_alignment(alignment["weights"], alignment["frame_times"], found["words"], path, title)
     else:
         plot_scores(found["scores"], path, title)
@@ -203,7 +225,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     corpus = _load_corpus(options, options.output.parent if options.output else Path("runs"))
     from .experiment import evaluate_checkpoint
 
-    report = evaluate_checkpoint(corpus, options.model, options.fold)
+    with _readable_weights(options.model):
+        report = evaluate_checkpoint(corpus, options.model, options.fold)
     text = json.dumps(report, indent=1)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -76,6 +76,7 @@ class ModelPlan:
 CME_VALUES = {"hidden_size": 64, "dropout": 0.4}
 MMAN_VALUES = {"projection_size": 64, "hidden_size": 64, "classifier_size": 64, "dropout": 0.2}
 ALIGNMENT_VALUES = {"hidden_size": 32, "dropout": 0.3, "alignment": "multihead", "num_attention_heads": 1}
+ALIGNING = TrainingSettings(epochs=18, learning_rate=2e-3, weight_decay=0.05, patience=8)
 CONTEXT = TrainingSettings(epochs=30, batch_size=8, learning_rate=4e-3, weight_decay=0.05, patience=30)
 
 
@@ -90,9 +91,13 @@ def plans() -> dict[str, ModelPlan]:
         "CME": ModelPlan(CMEForEmotionClassification, values=CME_VALUES),
         "CME, whole clip": ModelPlan(CMEForEmotionClassification, values=CME_VALUES | {"word_level": False}),
         "learned alignment": ModelPlan(
-            LearnedAlignmentForEmotionClassification, values=ALIGNMENT_VALUES | {"alignment_loss_weight": 0.1}
+            LearnedAlignmentForEmotionClassification,
+            values=ALIGNMENT_VALUES | {"alignment_loss_weight": 0.2},
+            settings=ALIGNING,
         ),
-        "alignment from labels": ModelPlan(LearnedAlignmentForEmotionClassification, values=ALIGNMENT_VALUES),
+        "alignment from labels": ModelPlan(
+            LearnedAlignmentForEmotionClassification, values=ALIGNMENT_VALUES, settings=ALIGNING
+        ),
         "MMAN": ModelPlan(MMANForEmotionClassification, values=MMAN_VALUES, settings=CONTEXT),
     }
 
@@ -424,10 +429,10 @@ def run_demo(
                 raise ValueError(f"{file} is of a run of another size; name another output_dir")
             continue
         record, models, bench = run_seed(seed, output_dir, threads, dialogues_per_session, epochs)
-        file.write_text(json.dumps(record), encoding="utf-8")
         records.append(record)
         if seed == seeds[0]:
             show(models, bench, output_dir, say)
+        file.write_text(json.dumps(record), encoding="utf-8")  # last: it says that all of this seed is done
     results = summarize(records)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = results_table(results)

@@ -321,7 +321,9 @@ def test_script_trains_on_a_tree(tree, tmp_path, monkeypatch, capsys):
     arguments = ["--corpus", "ravdess", "--data_dir", tree, "--output_dir", tmp_path / "run", "--models", "lr,text"]
     arguments += ["--epochs", "1", "--test_folds", "2"]
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    assert ended.value.code == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert printed.startswith("lr_audio-seed0-fold2: WA 100.0, UA 100.0")

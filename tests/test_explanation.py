@@ -53,7 +53,7 @@ def test_one_frame_can_be_drawn(tmp_path):
     ("shape", "words", "frames"), [((2, 5), 3, 5), ((3, 4), 3, 5), ((5, 3), 3, 5), ((3, 0), 3, 0), ((0, 5), 0, 5)]
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, shape, words, frames):
-    with pytest.raises(ValueError, match="words.*frames"):
+    with pytest.raises(ValueError, match=r"words.*frames"):
         plot_alignment(np.ones(shape), TIMES[:frames], WORDS[:words], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 

@@ -58,6 +58,9 @@ def _replace(model: Any, examples: list[dict[str, Any]], modality: str) -> None:
         example.pop("word_ids" if modality == "text" else "", None)
         if real.any():
             example[f"{modality}_embeds"] = _real(row, real)
+            if modality == "text" and example.get("word_times") is not None:
+                # Words beyond the tokenizer's limit are not read, so their times go too.
+                example["word_times"] = example["word_times"][: len(example["text_embeds"])]
 
 
 def _real(states: Tensor, mask: Tensor) -> Tensor:
