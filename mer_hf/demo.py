@@ -2,8 +2,7 @@
 
     generate -> train encoders -> cache their states -> train -> test on unseen speakers -> save, reload, predict, plot
 
-Every number beside a model below was chosen on the validation session of corpora with seeds from 100 on; those the
-results are reported for (0, 1, 2) were not looked at before.
+`demo_models` says which models, `demo_results` what is claimed of them.
 """
 
 import copy
@@ -23,29 +22,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import ViTImageProcessor, set_seed
 
-from . import (
-    TASK,
-    CMEForEmotionClassification,
-    LearnedAlignmentForEmotionClassification,
-    MerPreTrainedModel,
-    MerProcessor,
-    MMANForEmotionClassification,
-    WordTableConfig,
-    WordTableModel,
-    pipeline,
-    word_tokenizer,
-)
+from . import TASK, MerPreTrainedModel, MerProcessor, WordTableConfig, WordTableModel, pipeline, word_tokenizer
 from .compact_encoders import train_face_encoder, train_speech_encoder
 from .data.collator import ClipDataset, DialogueDataset, ExampleDataset
 from .data.controlled import LABELS, generate_controlled_corpus, load_controlled
 from .data.features import cache_embeds
-from .evaluation import evaluation_report, paired_difference
+from .demo_models import (  # noqa: F401 - the demo's names are importable from here
+    ALIGNING_MODEL,
+    CONTEXT_MODEL,
+    LABELS_ALONE,
+    MODALITIES,
+    WORD_ABLATION,
+    WORD_MODEL,
+    ModelPlan,
+    plans,
+)
+from .demo_results import results_table, summarize
 from .explanation import check_plotting, plot_alignment
 from .hub import save_checkpoint
 from .models.batching import pad_examples
-from .training import TrainingSettings, fit, predict_logits
+from .training import fit, predict_logits
 
-MODALITIES = ("audio", "text", "vision")
 FIELDS = {
     "audio": ("input_values", "audio_embeds"),
     "text": ("input_ids", "word_ids", "text_embeds"),
@@ -54,56 +51,6 @@ FIELDS = {
 FACE_SIZE = 32
 Say = Callable[[str], None]
 Example = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """How one row of the table is made."""
-
-    kind: type[MerPreTrainedModel]
-    modalities: tuple[str, ...] = MODALITIES
-    values: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the configuration."""
-    settings: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(epochs=25, learning_rate=2e-3, weight_decay=0.05, patience=8)
-    )
-
-    @property
-    def uses_context(self) -> bool:
-        return self.kind.config_class.uses_context
-
-
-CME_VALUES = {"hidden_size": 64, "dropout": 0.4}
-MMAN_VALUES = {"projection_size": 64, "hidden_size": 64, "classifier_size": 64, "dropout": 0.2}
-ALIGNMENT_VALUES = {"hidden_size": 32, "dropout": 0.3, "alignment": "multihead", "num_attention_heads": 1}
-ALIGNING = TrainingSettings(epochs=18, learning_rate=2e-3, weight_decay=0.05, patience=8)
-CONTEXT = TrainingSettings(epochs=30, batch_size=8, learning_rate=4e-3, weight_decay=0.05, patience=30)
-
-
-def plans() -> dict[str, ModelPlan]:
-    """The rows of the table by name."""
-    one = {m: ModelPlan(CMEForEmotionClassification, (m,), CME_VALUES) for m in MODALITIES}
-    return {
-        **one,
-        "text, context": ModelPlan(
-            MMANForEmotionClassification, ("text",), MMAN_VALUES | {"network": "unimodal"}, CONTEXT
-        ),
-        "CME": ModelPlan(CMEForEmotionClassification, values=CME_VALUES),
-        "CME, whole clip": ModelPlan(CMEForEmotionClassification, values=CME_VALUES | {"word_level": False}),
-        "learned alignment": ModelPlan(
-            LearnedAlignmentForEmotionClassification,
-            values=ALIGNMENT_VALUES | {"alignment_loss_weight": 0.2},
-            settings=ALIGNING,
-        ),
-        "alignment from labels": ModelPlan(
-            LearnedAlignmentForEmotionClassification, values=ALIGNMENT_VALUES, settings=ALIGNING
-        ),
-        "MMAN": ModelPlan(MMANForEmotionClassification, values=MMAN_VALUES, settings=CONTEXT),
-    }
-
-
-CONTEXT_MODEL, WORD_MODEL, WORD_ABLATION = "MMAN", "CME", "CME, whole clip"
-ALIGNING_MODEL, LABELS_ALONE = "learned alignment", "alignment from labels"
 
 
 @dataclass
@@ -306,95 +253,6 @@ def show(models: Mapping[str, MerPreTrainedModel], bench: Bench, output_dir: Pat
                 f"{name}: attention of each word; dashed: where it was said",
             )
             say(f"  picture of the word x frame alignment: {picture}")
-
-
-# What came of it
-
-
-def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of each model over all seeds' unseen speakers, and the claims, each with its interval over speakers.
-
-    The best single modality, the best fusion and the best context-free model are chosen by validation accuracy.
-    """
-    pooled = {key: [value for record in records for value in record[key]] for key in ("labels", "speakers", "items")}
-    names = list(records[0]["models"])
-    answers = {n: np.array([p for record in records for p in record["models"][n]["predictions"]]) for n in names}
-    validation = {n: float(np.mean([record["models"][n]["validation_wa"] for record in records])) for n in names}
-    labels, items = np.array(pooled["labels"]), np.array(pooled["items"])
-    correct = {n: answers[n] == labels for n in names}
-    models = {
-        n: {
-            **evaluation_report(labels, answers[n], pooled["speakers"], dict(enumerate(LABELS))),
-            "validation_wa": validation[n],
-            "parameters": records[0]["models"][n]["parameters"],
-            "seconds": float(np.mean([record["models"][n]["seconds"] for record in records])),
-            "by_item": {item: float(correct[n][items == item].mean()) for item in sorted(set(items))},
-            "by_seed": [
-                float(np.mean(np.array(r["models"][n]["predictions"]) == np.array(r["labels"]))) for r in records
-            ],
-        }
-        for n in names
-    }
-
-    def best(candidates: Sequence[str]) -> str:
-        return max(candidates, key=lambda name: validation[name])
-
-    def gap(better: str, other: str, item: str | None = None) -> dict[str, Any]:
-        chosen = items == item if item else np.ones(len(items), dtype=bool)
-        speakers = [speaker for speaker, kept in zip(pooled["speakers"], chosen, strict=True) if kept]
-        difference = paired_difference(correct[better][chosen], correct[other][chosen], speakers)._asdict()
-        return {"model": better, "against": other, "items": item or "all", "clips": int(chosen.sum()), **difference}
-
-    single = [n for n in names if len(plans()[n].modalities) == 1]
-    fusions = [n for n in names if n not in single]
-    context_free = [n for n in fusions if not plans()[n].uses_context]
-
-    def attention(name: str) -> dict[str, float]:
-        clips = [clip for record in records for clip in record["models"][name]["attention"]]
-        inside, uniform = (float(np.mean([clip[key] for clip in clips])) for key in ("inside", "uniform"))
-        return {"inside": inside, "uniform": uniform, "ratio": inside / uniform}
-
-    return {
-        "seeds": [record["seed"] for record in records],
-        "clips": len(labels),
-        "speakers": len(set(pooled["speakers"])),
-        "selected_on": "validation session",
-        "models": models,
-        "claims": {
-            "fusion_over_single": gap(best(fusions), best(single)),
-            "word_times_over_whole_clip": gap(WORD_MODEL, WORD_ABLATION, "stressed_word"),
-            "context_over_context_free": gap(CONTEXT_MODEL, best(context_free), "cueless"),
-            "attention_inside_word": attention(ALIGNING_MODEL),
-            "attention_inside_word_from_labels_alone": attention(LABELS_ALONE),
-        },
-        "seconds": [record["seconds"] for record in records],
-    }
-
-
-def results_table(results: Mapping[str, Any]) -> str:
-    """The results as a Markdown table and one line a claim."""
-    items = list(next(iter(results["models"].values()))["by_item"])
-    lines = [
-        f"| model | WA | 95 % | UA | {' | '.join(items)} |",
-        f"|---|---|---|---|{'---|' * len(items)}",
-    ]
-    for name, model in results["models"].items():
-        low, high = model["intervals"]["wa"]
-        cells = " | ".join(f"{model['by_item'][item]:.2f}" for item in items)
-        lines.append(f"| {name} | {model['wa']:.3f} | {low:.3f}-{high:.3f} | {model['ua']:.3f} | {cells} |")
-    lines.append("")
-    for claim, found in results["claims"].items():
-        if "ratio" in found:
-            lines.append(
-                f"{claim}: {found['inside']:.3f} of a word's attention inside its true span, {found['ratio']:.2f} "
-                f"times the uniform share ({found['uniform']:.3f})"
-            )
-        else:
-            lines.append(
-                f"{claim} ({found['items']}, {found['clips']} clips): {found['model']} minus {found['against']} "
-                f"{100 * found['estimate']:+.1f} points WA ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
-            )
-    return "\n".join(lines)
 
 
 def run_demo(

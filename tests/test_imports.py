@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mer_hf"
 
 DATA_MAY = {"data.schema", "data.protocols", "models.media", "models.alignment"}
 DATA_ALSO = {
-    "data.controlled": {"data.speech_synthesis"},
+    "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
     "data.features": {"models.batching"},
 }
@@ -28,16 +28,22 @@ MAY_IMPORT = {
     "explanation": set(),
     "export": set(),
     "doctor": {"models.media", "models.alignment"},
+    "data.controlled_dialogues": set(),
+    "data.drawn_faces": {"data.speech_synthesis"},  # the sampling rate of a clip's sound
+    "models.media_files": set(),
+    "demo_models": {"", "training"},
+    "demo_results": {"demo_models", "data.controlled", "evaluation"},
 }
 """Modules of mer_hf that a module may import; folders and single files without an entry are treated in `permitted`."""
+DEMO = {"demo", "demo_models", "demo_results"}
 TOP_MAY_NOT = {
     "cli": set(),
     "demo": {"cli"},
-    "hub": {"cli", "demo", ""},
-    "compact_encoders": {"cli", "demo", "hub", "corpora", "recipes", "experiment"},
-    "corpora": {"cli", "demo", "hub", "compact_encoders", "recipes", "experiment"},
-    "recipes": {"cli", "demo", "hub", "compact_encoders", "experiment"},
-    "experiment": {"cli", "demo", "compact_encoders"},
+    "hub": {"cli", "", *DEMO},
+    "compact_encoders": {"cli", "hub", "corpora", "recipes", "experiment", *DEMO},
+    "corpora": {"cli", "hub", "compact_encoders", "recipes", "experiment", *DEMO},
+    "recipes": {"cli", "hub", "compact_encoders", "experiment", *DEMO},
+    "experiment": {"cli", "compact_encoders", *DEMO},
 }
 """What stands above everything else may import all but this; demo is the work behind `mer-hf demo`."""
 CARRIED = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers"}
@@ -160,11 +166,16 @@ def test_models_is_flat():
         ("", "from .models.layers import a\nfrom mer_hf.models import layers"),
         ("cli", "from .hub import push\nfrom .training import train\nfrom .demo import main\nimport mer_hf"),
         ("demo", "from .hub import push\nfrom .data.controlled import build\nfrom . import CMEConfig"),
+        ("demo", "from .demo_models import plans\nfrom .demo_results import summarize"),
+        ("demo_models", "from . import CMEForEmotionClassification\nfrom .training import TrainingSettings"),
+        ("demo_results", "from .demo_models import plans\nfrom .evaluation import paired_difference"),
         ("hub", "from .models import pipeline_mer\nfrom .evaluation import compute_metrics"),
         ("doctor", "from .models.media import load_audio\nfrom .models.alignment import WordAligner"),
         ("training", "from mer_hf.data import collator\nfrom .evaluation import compute_metrics"),
         ("training", "from . import CMEConfig\nfrom mer_hf import MerProcessor\nfrom .data.ravdess import rows"),
         ("data.controlled", "from .speech_synthesis import say\nfrom .schema import make_row"),
+        ("data.controlled", "from .controlled_dialogues import Turn\nfrom .drawn_faces import draw_portrait"),
+        ("data.drawn_faces", "from .speech_synthesis import SAMPLE_RATE\nimport av"),
         ("data.collator", "from ..models.batching import pad_examples"),
         ("data.meld", "from .schema import make_row\nfrom mer_hf.models.media import load_audio\nimport datasets"),
         ("evaluation", "import numpy as np\nfrom sklearn import metrics"),
@@ -174,6 +185,7 @@ def test_models_is_flat():
         ),
         ("models.media", "try:\n    import av\nexcept ImportError:\n    av = None"),
         ("models.media", "def f():\n    try:\n        import cv2\n    except (ImportError, OSError):\n        pass"),
+        ("models.media", "from .media_files import MediaError"),
         ("models.layers", "import math\nfrom torch import nn\nimport torch.nn.functional as F"),
         ("models.processing_mer", "from tokenizers import Tokenizer"),
         ("models.pipeline_mer", '"""Say it as in: from .layers import a."""\nfrom .media import a'),
@@ -193,6 +205,12 @@ def test_allowed_imports_pass(module, source):
         ("hub", "from .demo import main", "mer_hf.demo"),
         ("hub", "from . import CMEConfig", "mer_hf. is"),
         ("demo", "from .cli import main", "mer_hf.cli"),
+        ("demo_models", "from .demo import run_demo", "mer_hf.demo"),
+        ("demo_models", "from .demo_results import summarize", "mer_hf.demo_results"),
+        ("demo_results", "from .demo import run_demo", "mer_hf.demo"),
+        ("demo_results", "from .training import fit", "mer_hf.training"),
+        ("hub", "from .demo_models import plans", "mer_hf.demo_models"),
+        ("experiment", "from .demo_results import summarize", "mer_hf.demo_results"),
         ("doctor", "from .models.pipeline_mer import a", "mer_hf.models.pipeline_mer"),
         ("doctor", "from .evaluation import a", "mer_hf.evaluation"),
         ("training", "from .hub import a", "mer_hf.hub"),
@@ -205,6 +223,10 @@ def test_allowed_imports_pass(module, source):
         ("data.meld", "from ..models.layers import a", "mer_hf.models.layers"),
         ("data.meld", "from ..models.batching import a", "mer_hf.models.batching"),
         ("data.meld", "from .speech_synthesis import a", "mer_hf.data.speech_synthesis"),
+        ("data.meld", "from .drawn_faces import a", "mer_hf.data.drawn_faces"),
+        ("data.drawn_faces", "from .controlled import a", "mer_hf.data.controlled"),
+        ("data.controlled_dialogues", "from .controlled import a", "mer_hf.data.controlled"),
+        ("data.controlled_dialogues", "from .speech_synthesis import a", "mer_hf.data.speech_synthesis"),
         ("data.collator", "from ..models.backbones import a", "mer_hf.models.backbones"),
         ("data.schema", "from mer_hf import MerProcessor", "mer_hf. is"),
         ("data.features", "from mer_hf.models.backbones import a", "mer_hf.models.backbones"),
@@ -217,6 +239,8 @@ def test_allowed_imports_pass(module, source):
         ("models.layers", "from .media import *", "only `from .sibling"),
         ("models.layers", "from ..models.media import a", "only `from .sibling"),
         ("models.layers", "from mer_hf.models.media import a", "mer_hf is not installed"),
+        ("models.media_files", "from .media import a", "mer_hf.models.media"),
+        ("models.media_files", "import av", "av must be"),
         ("models.media", "import soundfile", "soundfile must be"),
         ("models.media", "import datasets", "datasets must be"),
         ("models.media", "def f():\n    import cv2.data", "cv2 must be"),

@@ -8,7 +8,7 @@ import pocketsphinx
 import pytest
 import soundfile
 
-from mer_hf.data import controlled
+from mer_hf.data import controlled, controlled_dialogues
 from mer_hf.data.controlled import (
     FACE_PARAMETERS,
     ITEMS,
@@ -19,6 +19,8 @@ from mer_hf.data.controlled import (
     generate_controlled_corpus,
     load_controlled,
 )
+from mer_hf.data.controlled_dialogues import DialogueWriter
+from mer_hf.data.drawn_faces import FACES, draw_features, draw_portrait
 from mer_hf.data.schema import FEATURES, validate_row
 
 # Seeds 0 to 2 are for reported results; nothing here may be tuned on them.
@@ -131,7 +133,7 @@ def test_items_show_what_they_promise(rows):
 
 def test_pairs_of_words_come_with_both_labels():
     rng = np.random.default_rng(SEED)
-    writer = controlled._DialogueWriter(rng, "train", Difficulty())
+    writer = DialogueWriter(rng, "train", Difficulty())
     labels = defaultdict(set)
     for turn in (turn for _ in range(125) for turn in writer.write()):
         if turn.item == "stressed_word":
@@ -141,7 +143,7 @@ def test_pairs_of_words_come_with_both_labels():
 
 def test_labels_and_items_are_spread_as_intended():
     rng = np.random.default_rng(SEED)
-    writer = controlled._DialogueWriter(rng, "train", Difficulty())
+    writer = DialogueWriter(rng, "train", Difficulty())
     turns = [turn for _ in range(300) for turn in writer.write()]
     share = {item: np.mean([turn.item == item for turn in turns]) for item in ITEMS}
     intended = dict(zip(ITEMS, (0.25, 0.17, 0.13, 0.2, 0.11, 0.13), strict=True))
@@ -153,10 +155,10 @@ def test_every_word_is_in_the_aligners_dictionary(rows):
     dictionary = f"{pocketsphinx.get_model_path()}/en-us/cmudict-en-us.dict"
     with open(dictionary, encoding="utf-8") as lines:
         known = {line.split(maxsplit=1)[0] for line in lines if line.strip()}
-    templates = [*controlled._NO_WORD, *TOPIC_CHANGES]
-    for kinds in (controlled._ONE_WORD, controlled._TWO_WORDS):
+    templates = [*controlled_dialogues._NO_WORD, *TOPIC_CHANGES]
+    for kinds in (controlled_dialogues._ONE_WORD, controlled_dialogues._TWO_WORDS):
         templates += [template for group in kinds.values() for template in group]
-    fillers = [text for texts in controlled._SLOTS.values() for text in texts]
+    fillers = [text for texts in controlled_dialogues._SLOTS.values() for text in texts]
     vocabulary = {word for text in templates + fillers for word in text.split() if "{" not in word} | set(EMOTION_OF)
     assert vocabulary <= known
     assert 80 <= len(vocabulary) <= 150
@@ -243,9 +245,9 @@ def test_clips_decode_to_as_many_frames_as_face_parameters(corpus, rows, clips):
 
 def test_a_drawn_mouth_and_brow_move_as_told():
     speaker = controlled._cast(SEED, 0, np.random.default_rng(0), Difficulty())[0]
-    portrait = controlled._draw_portrait(speaker)
+    portrait = draw_portrait(speaker.colours, speaker.face_width)
     drawn = {
-        name: controlled._draw_features(portrait, speaker, controlled.FACES[name][None])[0]
+        name: draw_features(portrait, speaker.colours, FACES[name][None])[0]
         for name in ("neutral", "happy", "sad", "angry")
     }
     assert all(picture.shape == (64, 64, 3) for picture in drawn.values())
