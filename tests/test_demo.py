@@ -211,6 +211,7 @@ def test_seeds_are_pooled():
     # Mean validation accuracy: audio 0.3, text 0.25.
     assert results["claims"]["fusion_over_single"]["against"] == "audio"
 
+
 def test_table_has_a_line_a_model_and_a_line_a_claim():
     lines = results_table(summarize([hand_made_record()])).splitlines()
     assert lines[0] == "| model | WA | 95 % | UA | consistent | cueless | stressed_word |"
