@@ -87,12 +87,12 @@ def results_table(results: Mapping[str, Any]) -> str:
     for claim, found in results["claims"].items():
         if "ratio" in found:
             lines.append(
-                f"{claim}: {found['inside']:.3f} of a word's attention inside its true span, {found['ratio']:.2f} "
+                f"- {claim}: {found['inside']:.3f} of a word's attention inside its true span, {found['ratio']:.2f} "
                 f"times the uniform share ({found['uniform']:.3f})"
             )
         else:
             lines.append(
-                f"{claim} ({found['items']}, {found['clips']} clips): {found['model']} minus {found['against']} "
+                f"- {claim} ({found['items']}, {found['clips']} clips): {found['model']} minus {found['against']} "
                 f"{100 * found['estimate']:+.1f} points WA ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
             )
     return "\n".join(lines)

@@ -217,10 +217,11 @@ def test_table_has_a_line_a_model_and_a_line_a_claim():
     assert lines[0] == "| model | WA | 95 % | UA | consistent | cueless | stressed_word |"
     assert lines[4] == "| CME | 0.250 | 0.250-0.250 | 0.250 | 0.00 | 0.00 | 1.00 |"
     assert lines[10] == (
-        "fusion_over_single (all, 8 clips): CME, whole clip minus text +50.0 points WA (+25.0 to +75.0)"
+        "- fusion_over_single (all, 8 clips): CME, whole clip minus text +50.0 points WA (+25.0 to +75.0)"
     )
     assert lines[14] == (
-        "attention_inside_word: 0.375 of a word's attention inside its true span, 2.00 times the uniform share (0.188)"
+        "- attention_inside_word: 0.375 of a word's attention inside its true span, "
+        "2.00 times the uniform share (0.188)"
     )
     assert len(lines) == 2 + 7 + 1 + 6
 
