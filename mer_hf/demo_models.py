@@ -1,6 +1,7 @@
 """The models of the demo: the rows of its table by name, and how each is made.
 
-Every number beside a model below was chosen on the validation session of corpora with seeds from 100 on; those the
+Every number beside a model below was chosen on corpora with seeds from 100 on: on their validation session, and for
+the last choices (weight and epochs of the alignment) with the test sessions of seeds 102 and 103 in sight. Those the
 results are reported for (0, 1, 2) were not looked at before.
 """
 
