@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mer_hf"
 
-DATA_MAY = {"data.schema", "data.protocols", "models.media", "models.alignment"}
+DATA_MAY = {"data.schema", "data.scanning", "data.protocols", "data.word_times", "models.media", "models.alignment"}
 DATA_ALSO = {
     "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
@@ -27,6 +27,9 @@ MAY_IMPORT = {
     "evaluation": set(),
     "explanation": set(),
     "export": set(),
+    "data.schema": set(),
+    "data.scanning": {"data.schema"},
+    "data.word_times": set(),
     "doctor": {"models.media", "models.alignment"},
     "data.controlled_dialogues": set(),
     "data.drawn_faces": {"data.speech_synthesis"},  # the sampling rate of a clip's sound

@@ -12,26 +12,18 @@ Every actor says every sentence in every emotion, so the words tell nothing abou
 the text has a UA of exactly 1/8 on complete data. That is a check of honesty, not a flaw of the copy.
 """
 
-import hashlib
-import json
-import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
-import pyarrow as pa
-from datasets.builder import Key
 
 from .protocols import Folds, FoldSplit
-from .schema import FEATURES, make_row, rows_to_table
-
-logger = logging.getLogger(__name__)
+from .scanning import REPEATED, CorpusBuilder, CorpusConfig, Scan, Skipped, checked_folder, files_below, unreadable
+from .schema import FEATURES, make_row
 
 EMOTION_CODES = {
     "01": "neutral",
@@ -53,31 +45,9 @@ _NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1
 NOT_MEDIA = "not a .wav or .mp4 file"
 BAD_NAME = "name does not follow modality-channel-emotion-intensity-statement-repetition-actor"
 WRONG_TYPE = "modality and file type disagree (01 and 02 are .mp4, 03 is .wav)"
-EMPTY = "zero bytes"
-BROKEN_LINK = "a link to a file that is not there"
 OTHER_CHANNEL = "of a channel that was not asked for"
-REPEATED = "the same file name occurs earlier in the tree"
 HARMLESS = frozenset({NOT_MEDIA, OTHER_CHANNEL})
 """Reasons that are listed but not worth a warning: they are no sign of a damaged copy."""
-
-
-class Skipped(NamedTuple):
-    """A file that gave no row: its path relative to data_dir, and one of the reasons above."""
-
-    path: str
-    reason: str
-
-
-class Scan(NamedTuple):
-    """What a tree holds: schema rows sorted by id, and the files that gave none, sorted by path."""
-
-    rows: list[dict[str, Any]]
-    skipped: list[Skipped]
-
-    @property
-    def skip_counts(self) -> dict[str, int]:
-        """Number of skipped files by reason."""
-        return dict(Counter(file.reason for file in self.skipped))
 
 
 def scan(data_dir: str | os.PathLike, channel: str = "speech") -> Scan:
@@ -92,12 +62,10 @@ def scan(data_dir: str | os.PathLike, channel: str = "speech") -> Scan:
     """
     if channel not in CHANNELS:
         raise ValueError(f"channel must be one of {', '.join(CHANNELS)}, got {channel!r}")
-    if data_dir is None or not os.path.isdir(data_dir):
-        raise ValueError(f"data_dir {data_dir!r} is not a directory. {_EXPECTED}")
-    root = Path(os.path.abspath(data_dir))
+    root = checked_folder(data_dir, _EXPECTED)
     clips: dict[str, dict[str, str]] = {}
     skipped = []
-    for path in _files(root):
+    for path in files_below(root):
         reason = _refusal(path, channel)
         modality, clip_id = path.stem[:2], path.stem[3:]
         if reason is None and modality in clips.get(clip_id, ()):
@@ -108,7 +76,7 @@ def scan(data_dir: str | os.PathLike, channel: str = "speech") -> Scan:
             skipped.append(Skipped(path.relative_to(root).as_posix(), reason))
     result = Scan([_row(clip_id, clips[clip_id]) for clip_id in sorted(clips)], skipped)
     if not clips:
-        raise ValueError(f"data_dir {str(data_dir)!r} holds no {channel} clip{_counts(result)}. {_EXPECTED}")
+        raise ValueError(f"data_dir {str(data_dir)!r} holds no {channel} clip{result.counts()}. {_EXPECTED}")
     return result
 
 
@@ -116,12 +84,6 @@ _EXPECTED = (
     "A RAVDESS tree holds the unpacked archives of the corpus, such as Actor_01/03-01-01-01-01-01-01.wav "
     "and, where wanted, Actor_01/01-01-01-01-01-01-01.mp4; the folders' names do not matter."
 )
-
-
-def _files(root: Path) -> list[Path]:
-    """Every file below root in the order of its path, links to folders followed."""
-    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _refusal(path: Path, channel: str) -> str | None:
@@ -135,9 +97,7 @@ def _refusal(path: Path, channel: str) -> str | None:
         return WRONG_TYPE
     if fields[2] not in CHANNELS[channel]:
         return OTHER_CHANNEL
-    if not os.path.isfile(path):
-        return BROKEN_LINK
-    return EMPTY if os.path.getsize(path) == 0 else None
+    return unreadable(path)
 
 
 def _row(clip_id: str, files: Mapping[str, str]) -> dict[str, Any]:
@@ -156,53 +116,23 @@ def _row(clip_id: str, files: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
-def _counts(found: Scan) -> str:
-    counts = ", ".join(f"{count} {reason}" for reason, count in found.skip_counts.items())
-    return f" ({len(found.skipped)} file(s) skipped: {counts})" if counts else ""
-
-
 @dataclass
-class RavdessConfig(datasets.BuilderConfig):
+class RavdessConfig(CorpusConfig):
     """`data_dir`: the user's copy. `channel`: speech, song or both."""
 
     channel: str = "speech"
 
-    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache by what the copy holds: `data_dir` alone would bring back stale rows after it changed."""
-        return super().create_config_id({"content": _fingerprint(scan(self.data_dir, self.channel))}, custom_features)
+    def scan(self) -> Scan:
+        """As the function."""
+        return scan(self.data_dir, self.channel)
 
 
-def _fingerprint(found: Scan) -> str:
-    """Hash of the rows (absolute paths included) and of the sizes of the files that they name."""
-    digest = hashlib.sha256()
-    for row in found.rows:
-        sizes = [os.path.getsize(row[column]) if row[column] else None for column in ("audio", "video")]
-        digest.update(json.dumps([row, sizes], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+class Ravdess(CorpusBuilder):
+    """RAVDESS as a data set; see `CorpusBuilder`. It has no official split: `ravdess_splits` makes folds."""
 
-
-class Ravdess(datasets.ArrowBasedBuilder):
-    """RAVDESS as a data set: `Ravdess(data_dir=...)`, then `download_and_prepare()` and `as_dataset(split="train")`,
-    or `as_streaming_dataset(split="train")`. Nothing is downloaded.
-
-    RAVDESS has no official split: all rows are in "train", and `ravdess_splits` makes speaker-disjoint folds of them.
-    Arrow-based for the sake of `rows_to_table`, which says why.
-
-    Raises:
-        ValueError: at construction, as `scan`.
-    """
-
-    VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = RavdessConfig
-
-    @cached_property
-    def _scan(self) -> Scan:
-        return scan(self.config.data_dir, self.config.channel)
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """The files of data_dir that gave no row, and why; known without preparing the data set."""
-        return self._scan.skipped
+    HARMLESS = HARMLESS
+    MEDIA_MAY_BE_SHARED = True  # CC BY-NC-SA 4.0: with attribution, not commercially, under the same licence
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
@@ -212,15 +142,6 @@ class Ravdess(datasets.ArrowBasedBuilder):
             license="CC BY-NC-SA 4.0",
             citation="Livingstone and Russo 2018, PLoS ONE 13(5): e0196391",
         )
-
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        damaged = Scan(self._scan.rows, [file for file in self.skipped if file.reason not in HARMLESS])
-        if damaged.skipped:
-            logger.warning("RAVDESS: %d clips%s", len(damaged.rows), _counts(damaged))
-        return [datasets.SplitGenerator(datasets.Split.TRAIN, gen_kwargs={"rows": self._scan.rows})]
-
-    def _generate_tables(self, rows: list[dict[str, Any]]) -> Iterator[tuple[Key, pa.Table]]:
-        yield Key(0, 0), rows_to_table(rows)
 
 
 RAVDESS_FOLDS: dict[str, tuple[tuple[int, ...], ...]] = {

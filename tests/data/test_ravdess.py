@@ -1,23 +1,25 @@
 """RAVDESS: trees as people have them, damaged ones included; the builder; folds; the real copy if there is one."""
 
+import json
 import logging
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from mer_hf.data import ravdess
+from mer_hf.data import ravdess, scanning
 from mer_hf.data.protocols import check_split
 from mer_hf.data.ravdess import (
     ACTORS,
     RAVDESS_FOLDS,
     Ravdess,
-    Skipped,
     ravdess_splits,
     scan,
 )
+from mer_hf.data.scanning import Skipped
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +115,12 @@ def test_files_that_give_no_row_are_named_with_a_reason(make_tree, tmp_path):
         Skipped("Actor_01/01-01-01-01-01-01-01.wav", ravdess.WRONG_TYPE),
         Skipped("Actor_01/03-01-01-01-01-01-01 (1).wav", ravdess.BAD_NAME),
         Skipped("Actor_01/03-01-01-01-01-01-25.wav", ravdess.BAD_NAME),
-        Skipped("Actor_01/03-01-02-01-01-01-01.wav", ravdess.EMPTY),
-        Skipped("Actor_01/03-01-03-01-01-01-01.wav", ravdess.BROKEN_LINK),
+        Skipped("Actor_01/03-01-02-01-01-01-01.wav", scanning.EMPTY),
+        Skipped("Actor_01/03-01-03-01-01-01-01.wav", scanning.BROKEN_LINK),
         Skipped("Actor_01/03-01-09-01-01-01-01.wav", ravdess.BAD_NAME),
         Skipped("Actor_01/03-02-01-01-01-01-01.wav", ravdess.OTHER_CHANNEL),
         Skipped("notes.txt", ravdess.NOT_MEDIA),
-        Skipped("zz/03-01-01-01-01-01-01.wav", ravdess.REPEATED),
+        Skipped("zz/03-01-01-01-01-01-01.wav", scanning.REPEATED),
     ]
     assert result.skip_counts[ravdess.BAD_NAME] == 4
 
@@ -140,9 +142,9 @@ def test_order_does_not_depend_on_the_file_system(make_tree, monkeypatch):
     names = [f"{folder}/03-01-0{e}-01-01-01-0{a}.wav" for folder in "ab" for e in (1, 2) for a in (1, 2)]
     root = make_tree(*names)
     straight = scan(root)
-    walk = ravdess.os.walk
+    walk = scanning.os.walk
     monkeypatch.setattr(
-        ravdess.os, "walk", lambda *args, **kw: [(d, f, n[::-1]) for d, f, n in reversed(list(walk(*args, **kw)))]
+        scanning.os, "walk", lambda *args, **kw: [(d, f, n[::-1]) for d, f, n in reversed(list(walk(*args, **kw)))]
     )
     assert scan(root) == straight
     assert [row["id"] for row in straight.rows] == sorted(row["id"] for row in straight.rows)
@@ -163,7 +165,7 @@ def test_wrong_folders_say_what_was_expected(make_tree, tmp_path):
     with pytest.raises(ValueError, match=r"data_dir None is not a directory"):
         Ravdess(cache_dir=str(tmp_path / "cache"))
     packed = make_tree("Audio_Speech_Actors_01-24.zip", root="packed")
-    with pytest.raises(ValueError, match=r"no speech clip \(1 file\(s\) skipped: 1 not a .wav.*unpacked archives"):
+    with pytest.raises(ValueError, match=r"no speech clip \(1 skipped: 1 not a .wav.*unpacked archives"):
         scan(packed)
     with pytest.raises(ValueError, match="channel must be one of speech, song, both, got 'sung'"):
         scan(packed, "sung")
@@ -228,14 +230,14 @@ def test_the_same_relative_path_elsewhere_is_another_data_set(small_tree, tmp_pa
 
 
 def test_damage_is_warned_of_and_other_files_are_not(small_tree, make_tree, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger=ravdess.__name__):
+    with caplog.at_level(logging.WARNING, logger=scanning.__name__):
         make_tree("notes.txt")
         build(small_tree, tmp_path)
         assert caplog.messages == []
         (small_tree / "03-01-04-01-01-01-01.wav").touch()
         make_tree("03-01-03-01-01-01-01.wav")
         build(small_tree, tmp_path)
-    assert caplog.messages == ["RAVDESS: 3 clips (1 file(s) skipped: 1 zero bytes)"]
+    assert caplog.messages == ["Ravdess: 3 rows (1 skipped: 1 zero bytes)"]
 
 
 # Folds
@@ -352,3 +354,12 @@ def test_real_folds_share_no_speaker_and_test_every_clip_once(real_scan):
         check_split(split, real_scan.rows, unit="speaker")
         assert sum(len(ids) for ids in split.sides.values()) == len(real_scan.rows)
     assert sorted(i for split in splits for i in split.test) == [row["id"] for row in real_scan.rows]
+
+
+def test_the_report_stands_beside_the_prepared_rows(small_tree, tmp_path):
+    (small_tree / "03-01-04-01-01-01-01.wav").touch()
+    builder = build(small_tree, tmp_path)
+    report = json.loads(Path(builder.cache_dir, "report.json").read_text())
+    assert report["rows"] == builder.as_dataset(split="train").num_rows == sum(report["labels"].values())
+    assert report["skipped"] == {ravdess.OTHER_CHANNEL: 1, scanning.EMPTY: 1}
+    assert {"path": "03-01-04-01-01-01-01.wav", "reason": scanning.EMPTY} in report["skips"]
