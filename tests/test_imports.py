@@ -22,6 +22,7 @@ DATA_ALSO = {
     "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
     "data.features": {"models.batching"},
+    "data.named_protocols": {"data.ravdess"},  # its published folds
 }
 MAY_IMPORT = {
     "evaluation": set(),

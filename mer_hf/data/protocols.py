@@ -182,6 +182,27 @@ def check_split(split: FoldSplit, rows: Iterable[Mapping[str, Any]], unit: str =
             raise ValueError(f"{title}: {unit}(s) {_few(shared)} are in both {one} and {other}")
 
 
+def check_audio(split: FoldSplit, hashes: Mapping[str, str]) -> None:
+    """Refuse a split with the same sound on two sides, under whatever names.
+
+    hashes: of each row's sound by id, as `scanning.audio_hashes` makes them; rows without sound have none.
+
+    Raises:
+        ValueError: naming the pairs.
+    """
+    owners = {
+        side: {hashes[i]: i for i in reversed(ids) if i in hashes}  # of several on one side the first is named
+        for side, ids in split.sides.items()
+    }
+    for one, other in combinations(SIDES, 2):
+        shared = sorted(owners[one].keys() & owners[other].keys(), key=owners[one].__getitem__)
+        if shared:
+            pairs = [f"{owners[one][sound]} in {one} and {owners[other][sound]} in {other}" for sound in shared]
+            raise ValueError(
+                f"{split.name} fold {split.fold}: the same sound is on two sides, {_few(pairs)}; remove one of each"
+            )
+
+
 def _by_id(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, str]:
     """Row id -> the row's value in a column."""
     values: dict[str, str] = {}

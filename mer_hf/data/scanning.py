@@ -9,13 +9,14 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
+import soundfile
 from datasets.builder import Key
 
 from .schema import rows_to_table
@@ -109,6 +110,26 @@ def fingerprint(found: Scan) -> str:
         sizes = [os.path.getsize(row[column]) if row[column] else None for column in ("audio", "video")]
         digest.update(json.dumps([row, sizes], sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def audio_hashes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """SHA-256 of each row's sound by row id: of its samples, whatever the file's header, name and tags.
+
+    Of a file that soundfile cannot read, such as an mp4, the bytes are hashed. Rows without sound have no entry.
+    """
+    return {row["id"]: _sound_hash(_path(row["audio"])) for row in rows if row["audio"] is not None}
+
+
+def _path(audio: Any) -> str:
+    return audio["path"] if isinstance(audio, Mapping) else audio
+
+
+def _sound_hash(path: str) -> str:
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(f"{rate} {samples.shape}".encode() + samples.tobytes()).hexdigest()
 
 
 class CorpusConfig(datasets.BuilderConfig):
