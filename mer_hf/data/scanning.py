@@ -8,8 +8,10 @@ import hashlib
 import json
 import logging
 import os
+import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,39 +25,51 @@ from .schema import rows_to_table
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN_SIZE = 0x7FFF0000  # recorders that write to a pipe put a size at or above this into the wav header
+
 # Reasons that several corpora have for giving no row.
 EMPTY = "zero bytes"
 BROKEN_LINK = "a link to a file that is not there"
 NO_FILE = "the file is not there"
 REPEATED = "the same file name occurs earlier in the tree"
+NOT_WAV = "no wav file inside"
+LFS_POINTER = "a pointer of Git LFS in the file's place (git lfs pull fetches it)"
+NO_SAMPLES = "a wav file without samples"
+TRUNCATED = "ends before its header says"
 
 
 class Skipped(NamedTuple):
-    """What gave no row: its place relative to data_dir (a file, or `file:line`), and why."""
+    """What gave no row, or a row that lacks something: its place in data_dir (a file, `file:line`), and why."""
 
     path: str
     reason: str
 
 
-class Scan(NamedTuple):
-    """What a copy holds: schema rows sorted by id, and what gave none, sorted by place."""
+@dataclass(frozen=True)
+class Scan:
+    """What a copy holds: schema rows in a fixed order; what gave none; and what rows that were kept all the same lack,
+    such as the label that raters did not agree on."""
 
     rows: list[dict[str, Any]]
     skipped: list[Skipped]
+    incomplete: list[Skipped] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list]:
+        """`rows, skipped = scan(...)`"""
+        return iter((self.rows, self.skipped))
 
     @property
     def skip_counts(self) -> dict[str, int]:
         """Number of skips by reason."""
-        return dict(Counter(item.reason for item in self.skipped))
+        return _by_reason(self.skipped)
 
     def counts(self, harmless: Collection[str] = ()) -> str:
-        """` (3 skipped: 2 zero bytes, 1 ...)` for a message, less the harmless reasons; '' where nothing is left."""
-        told = {reason: count for reason, count in self.skip_counts.items() if reason not in harmless}
-        reasons = ", ".join(f"{count} {reason}" for reason, count in told.items())
-        return f" ({sum(told.values())} skipped: {reasons})" if told else ""
+        """` (3 skipped: 2 zero bytes, 1 ...)` for a message, and likewise what is incomplete, less the harmless
+        reasons; '' where nothing is left."""
+        return _told(self.skipped, "skipped", harmless) + _told(self.incomplete, "incomplete", harmless)
 
     def report(self) -> dict[str, Any]:
-        """Rows by label and by split, skips by reason, and every skip, ready for JSON."""
+        """Rows by label and by split; skips, and gaps in rows, by reason and one by one; ready for JSON."""
         return {
             "rows": len(self.rows),
             "labels": _tally(self.rows, "label"),
@@ -63,6 +77,8 @@ class Scan(NamedTuple):
             "speakers": len({row["speaker"] for row in self.rows if row["speaker"] is not None}),
             "skipped": self.skip_counts,
             "skips": [item._asdict() for item in self.skipped],
+            "incomplete": _by_reason(self.incomplete),
+            "gaps": [item._asdict() for item in self.incomplete],
         }
 
     def write_report(self, file: str | os.PathLike) -> Path:
@@ -71,6 +87,16 @@ class Scan(NamedTuple):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self.report(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return file
+
+
+def _by_reason(items: Sequence[Skipped]) -> dict[str, int]:
+    return dict(Counter(item.reason for item in items))
+
+
+def _told(items: Sequence[Skipped], what: str, harmless: Collection[str]) -> str:
+    told = {reason: count for reason, count in _by_reason(items).items() if reason not in harmless}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in told.items())
+    return f" ({sum(told.values())} {what}: {reasons})" if told else ""
 
 
 def _tally(rows: Sequence[dict[str, Any]], column: str) -> dict[str, int]:
@@ -89,6 +115,40 @@ def unreadable(path: Path) -> str | None:
     if not os.path.isfile(path):
         return BROKEN_LINK if os.path.islink(path) else NO_FILE
     return EMPTY if os.path.getsize(path) == 0 else None
+
+
+def pointer(path: Path) -> str | None:
+    """LFS_POINTER where a clone without Git LFS, or a zip of the repository, has 130 bytes of text for a file."""
+    with open(path, "rb") as file:
+        return LFS_POINTER if file.read(24) == b"version https://git-lfs." else None
+
+
+def unreadable_wav(path: Path) -> str | None:
+    """Why a wav file cannot be used, by its size and header; None = it may be good.
+
+    As `unreadable`, and NOT_WAV, LFS_POINTER, NO_SAMPLES or TRUNCATED. What lacks at most 0.05 s, or was written by a
+    recorder that did not know its length, passes, as it does in `models.media.load_audio`.
+    """
+    reason = unreadable(path) or pointer(path)
+    if reason is not None:
+        return reason
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
+            return NOT_WAV
+        second = 0
+        while len(header := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", header)
+            if name == b"data":
+                left = os.path.getsize(path) - file.tell()
+                if not min(size, left):
+                    return NO_SAMPLES
+                return TRUNCATED if size < _UNKNOWN_SIZE and size - left > 0.05 * second else None
+            chunk_end = file.tell() + size + size % 2
+            if name == b"fmt ":
+                second = struct.unpack("<8xI", file.read(12).ljust(12, b"\0"))[0]
+            file.seek(chunk_end)
+    return NO_SAMPLES
 
 
 def checked_folder(data_dir: str | os.PathLike | None, expected: str) -> Path:
@@ -130,6 +190,14 @@ def _sound_hash(path: str) -> str:
     except soundfile.SoundFileError:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return hashlib.sha256(f"{rate} {samples.shape}".encode() + samples.tobytes()).hexdigest()
+
+
+def _without_media(part: datasets.Dataset) -> datasets.Dataset:
+    table = part.data.table
+    for column in ("audio", "video"):
+        place = table.column_names.index(column)
+        table = table.set_column(place, column, pa.nulls(len(part), table.field(column).type))
+    return datasets.Dataset(table, info=part.info, split=part.split)
 
 
 class CorpusConfig(datasets.BuilderConfig):
@@ -174,6 +242,17 @@ class CorpusBuilder(datasets.ArrowBasedBuilder):
     def skipped(self) -> list[Skipped]:
         """What of data_dir gave no row, and why."""
         return self.found.skipped
+
+    def shareable(self) -> datasets.DatasetDict:
+        """The prepared data set as it may be published: sound and pictures are null where the licence forbids them.
+
+        `builder.shareable().push_to_hub(repo_id)` then writes Parquet with the media's bytes inside, or without any;
+        a path of the user's own copy never stays in it.
+        """
+        parts = {name: self.as_dataset(split=name) for name in self.info.splits}
+        if not self.MEDIA_MAY_BE_SHARED:
+            parts = {name: _without_media(part) for name, part in parts.items()}
+        return datasets.DatasetDict(parts)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         told = self.found.counts(self.HARMLESS)
