@@ -21,21 +21,26 @@ from .models.configuration_front_ends import (
     SpectrogramConfig,
     WordTableConfig,
 )
+from .models.configuration_late_fusion import LateFusionConfig
 from .models.configuration_learned_alignment import LearnedAlignmentConfig
 from .models.configuration_mer import MerConfig
 from .models.configuration_mman import MMANConfig
+from .models.ctc_alignment import CTCWordAligner
 from .models.front_ends import FilterbankModel, FilterbankStatisticsModel, SpectrogramModel, WordTableModel
 from .models.media import MediaError, NoStreamError, load_audio, load_frames
 from .models.modeling_cme import CMEForEmotionClassification
+from .models.modeling_late_fusion import LateFusionForEmotionClassification, fuse_logits
 from .models.modeling_learned_alignment import LearnedAlignmentForEmotionClassification
 from .models.modeling_mer import EmotionOutput, MerPreTrainedModel
 from .models.modeling_mman import MMANForEmotionClassification
 from .models.pipeline_mer import TASK, MultimodalEmotionRecognitionPipeline
 from .models.processing_mer import MerProcessor, word_tokenizer
+from .models.speakers import SpeakerProfile
 
 MODEL_CLASSES = {
     "cme": CMEForEmotionClassification,
     "learned_alignment": LearnedAlignmentForEmotionClassification,
+    "mer_late_fusion": LateFusionForEmotionClassification,
     "mman": MMANForEmotionClassification,
 }
 """The fusion models by `model_type`."""
@@ -57,11 +62,14 @@ __all__ = [
     "AlignmentError",
     "CMEConfig",
     "CMEForEmotionClassification",
+    "CTCWordAligner",
     "EmotionOutput",
     "FilterbankConfig",
     "FilterbankModel",
     "FilterbankStatisticsConfig",
     "FilterbankStatisticsModel",
+    "LateFusionConfig",
+    "LateFusionForEmotionClassification",
     "LearnedAlignmentConfig",
     "LearnedAlignmentForEmotionClassification",
     "MMANConfig",
@@ -72,12 +80,14 @@ __all__ = [
     "MerProcessor",
     "MultimodalEmotionRecognitionPipeline",
     "NoStreamError",
+    "SpeakerProfile",
     "SpectrogramConfig",
     "SpectrogramModel",
     "WordAligner",
     "WordAlignment",
     "WordTableConfig",
     "WordTableModel",
+    "fuse_logits",
     "load_audio",
     "load_frames",
     "pipeline",

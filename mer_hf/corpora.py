@@ -1,12 +1,12 @@
 """Corpora ready for experiments: rows, splits, word times, face scores; and the fixed vector of each clip.
 
-corpus = load_corpus("ravdess", "RAVDESS", face_scores="face_scores.parquet", cache_dir="runs/cache")
+corpus = load_corpus("ravdess", "RAVDESS", "runs/cache", protocol="ravdess-emobox", face_scores="face_scores.parquet")
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import (
     AlignmentError,
+    CTCWordAligner,
     FilterbankStatisticsConfig,
     MerProcessor,
     MMANConfig,
@@ -25,20 +27,27 @@ from . import (
     WordAligner,
     load_audio,
 )
+from .data import crema_d, folder, iemocap, meld, ravdess
 from .data.collator import ClipDataset
 from .data.controlled import load_controlled
 from .data.face_scores import load_face_scores
 from .data.features import cache_embeds
-from .data.protocols import FoldSplit, official_split
-from .data.ravdess import ravdess_splits, scan
+from .data.named_protocols import Protocol, choose_protocol
+from .data.protocols import FoldSplit
+from .data.scanning import Scan, audio_hashes
 from .data.schema import EMOTIONS
 from .training import process_state
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+Aligner = WordAligner | CTCWordAligner
 ALIGNER_VERSION = 1
 """Raise it when `WordAligner` places words otherwise: cached times are then made anew."""
+CTC_VERSION = 1
+"""The same of `CTCWordAligner`."""
+VECTORS_VERSION = 1
+"""Raise it when a fixed vector is computed otherwise: cached ones are then made anew."""
 
 
 def audio_vector_config() -> FilterbankStatisticsConfig:
@@ -55,7 +64,8 @@ class Corpus:
     """Rows of the common schema, how they are split, and what else is known of each clip.
 
     extras: by row id, fields to add to its example, such as {"vision_embeds": (frames, 7), "vision_times": (frames,)}.
-    notes: what a results file says about the data, ready for JSON.
+    notes: what a results file says about the data, ready for JSON. protocol: the one that the splits are of.
+    audio_hashes: of each row's sound by id, where they were taken; vectors_file: where its fixed vectors are kept.
     """
 
     name: str
@@ -64,6 +74,9 @@ class Corpus:
     labels: Sequence[str]
     extras: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Protocol | None = None
+    audio_hashes: Mapping[str, str] = field(default_factory=dict)
+    vectors_file: Path | None = None
 
     @cached_property
     def label2id(self) -> dict[str, int]:
@@ -74,6 +87,30 @@ class Corpus:
         return {row["id"]: row for row in self.rows}
 
     @cached_property
+    def has_audio(self) -> bool:
+        """Whether any clip has sound."""
+        return any(row["audio"] is not None for row in self.rows)
+
+    @cached_property
+    def has_text(self) -> bool:
+        """Whether any clip has words."""
+        return any(row["text"] for row in self.rows)
+
+    @cached_property
+    def cluster(self) -> str:
+        """The column that intervals resample: speakers, or what the protocol keeps apart where speakers recur."""
+        by_dialogue = self.protocol is not None and self.protocol.unit == "dialogue_id"
+        unnamed = any(row["speaker"] is None for row in self.rows)
+        return "dialogue_id" if by_dialogue else "id" if unnamed else "speaker"
+
+    @cached_property
+    def protocol_notes(self) -> dict[str, str]:
+        """Beside every result: what is apart on the sides of a fold, who uses it, what intervals resample."""
+        if self.protocol is None:
+            return {"clusters": self.cluster}
+        return {"unit": self.protocol.unit, "source": self.protocol.source, "clusters": self.cluster}
+
+    @cached_property
     def vision_width(self) -> int | None:
         """Width of the extras' `vision_embeds`; None where no clip has any."""
         tracks = (extra["vision_embeds"] for extra in self.extras.values() if "vision_embeds" in extra)
@@ -82,26 +119,36 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """Of everything a model can see but the sound itself: ids, labels, words with times, extras."""
+        """Of everything a model can see: ids, labels, words with times, extras, and the sound where it was hashed."""
         digest = hashlib.sha256()
         for row in self.rows:
-            digest.update(json.dumps([row[c] for c in ("id", "speaker", "label", "text", "words")]).encode())
+            seen = [row[column] for column in ("id", "speaker", "label", "text", "words")]
+            digest.update(json.dumps([*seen, self.audio_hashes.get(row["id"])]).encode())
             for name, value in sorted(self.extras.get(row["id"], {}).items()):
                 digest.update(name.encode() + value.numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property
     def audio_vectors(self) -> dict[str, Tensor]:
-        """One fixed vector a clip by row id, (1, 240): `audio_vector_config`. Clips without sound have none."""
+        """One fixed vector a clip by row id, (1, 240): `audio_vector_config`. Clips without sound have none.
+
+        Kept in `vectors_file`, by a hash of each clip's sound and of the front end; a clip is computed once.
+        """
         config = MMANConfig(audio_config=audio_vector_config(), network="unimodal")
-        backbone = MMANForEmotionClassification(config)
-        clips = ClipDataset(self.rows, MerProcessor.default(), modalities=("audio",))
-        found = cache_embeds(backbone, clips, ("audio",))
-        return {
-            row["id"]: example["audio_embeds"]
-            for row, example in zip(self.rows, found, strict=True)
-            if "audio_embeds" in example
+        front_end = json.dumps([VECTORS_VERSION, config.audio_config.to_dict()], sort_keys=True)
+        keys = {
+            i: hashlib.sha256(f"{front_end} {sound}".encode()).hexdigest() for i, sound in self.audio_hashes.items()
         }
+        cache = _load_vectors(self.vectors_file)
+        new = [row for row in self.rows if row["audio"] is not None and keys.get(row["id"]) not in cache]
+        clips = ClipDataset(new, MerProcessor.default(), modalities=("audio",))
+        computed = cache_embeds(MMANForEmotionClassification(config), clips, ("audio",))
+        found = {r["id"]: e["audio_embeds"] for r, e in zip(new, computed, strict=True) if "audio_embeds" in e}
+        if self.vectors_file is not None and process_state().is_main_process and found.keys() & keys.keys():
+            cache |= {keys[i]: vector for i, vector in found.items() if i in keys}
+            _save_vectors(cache, self.vectors_file)
+        found |= {i: cache[key] for i, key in keys.items() if key in cache}
+        return {row["id"]: found[row["id"]] for row in self.rows if row["id"] in found}
 
     @cached_property
     def vision_vectors(self) -> dict[str, Tensor]:
@@ -113,46 +160,90 @@ class Corpus:
         }
 
 
+def _load_vectors(file: Path | None) -> dict[str, Tensor]:
+    return load_file(file) if file is not None and file.is_file() else {}
+
+
+def _save_vectors(vectors: Mapping[str, Tensor], file: Path) -> None:
+    """Whole or not at all, as `write_json`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    save_file({key: vector.contiguous() for key, vector in vectors.items()}, unfinished)
+    unfinished.replace(file)
+
+
 # Loading
+
+SCANS: dict[str, Callable[..., Scan]] = {
+    "iemocap": iemocap.scan,
+    "ravdess": ravdess.scan,
+    "meld": meld.scan,
+    "crema_d": crema_d.scan,
+    "folder": folder.scan,
+}
+"""What reads the user's copy of each corpus; "controlled" is generated."""
+CORPORA = (*SCANS, "controlled")
 
 
 def load_corpus(
     name: str,
     data_dir: str | PathLike,
     cache_dir: str | PathLike,
-    folds: str | Sequence[Collection[int]] = "emobox",
+    protocol: str | None = None,
     face_scores: str | PathLike | None = None,
+    aligner: Aligner | None = None,
+    **options: Any,
 ) -> Corpus:
-    """A corpus by name, from the user's own copy, with word times where the words can be placed.
+    """A corpus by name, from the user's own copy, under a named protocol, with word times where words can be placed.
 
-    name: "ravdess" (`folds` as for `ravdess_splits`, `face_scores` the published Parquet file) or "controlled", a
-    generated corpus with its own split. cache_dir: where word times are kept, by content. Under `torchrun` the first
-    process fills it and the others read it.
+    name: one of CORPORA; "folder" is one's own data. protocol: see `named_protocols`, None = the corpus's usual one.
+    face_scores: the published Parquet file for RAVDESS. aligner: `WordAligner` (None) or `CTCWordAligner`, for rows
+    without word times. options: of the corpus's `scan`, such as channel="song". cache_dir: where word times and fixed
+    vectors are kept, by content, and `<name>-report.json`, which lists what of the copy gave no row. Under `torchrun`
+    the first process fills it and the others read it.
 
     Raises:
-        ValueError: an unknown name, face scores for another corpus than RAVDESS, and what its loader refuses.
+        ValueError: an unknown name, face scores for another corpus than RAVDESS, and what scan and protocol refuse.
     """
-    if name not in ("ravdess", "controlled"):
-        raise ValueError(f"corpus must be ravdess or controlled, found {name!r}")
-    if name == "controlled" and face_scores is not None:
+    if name not in CORPORA:
+        raise ValueError(f"corpus must be one of {', '.join(CORPORA)}, found {name!r}")
+    if name != "ravdess" and face_scores is not None:
         raise ValueError(f"face_scores are RAVDESS's; the corpus is {name!r}")
+    cache_dir = Path(cache_dir)
     with process_state().main_process_first():
-        if name == "ravdess":
-            rows = scan(data_dir).rows
-            splits = ravdess_splits(rows, folds)
-        else:
-            rows = [row for part in load_controlled(data_dir, Path(cache_dir) / "datasets").values() for row in part]
-            splits = [official_split(rows, "controlled", "dialogue_id")]
-        rows, unaligned = align_rows(rows, Path(cache_dir) / "words.json")
+        found = read_rows(name, data_dir, cache_dir, **options)
+        hashes = audio_hashes(found.rows)
+        chosen = choose_protocol(protocol, name, found.rows)
+        rows, splits, left_out = chosen.apply(found.rows, hashes)
+        rows, unaligned = align_rows(rows, cache_dir / "words.json", aligner)
     extras, face_notes = _faces(face_scores, [row["id"] for row in rows])
     present = {row["label"] for row in rows}
     notes = {
         "clips": len(rows),
         "speakers": len({row["speaker"] for row in rows}),
+        "skipped": found.skip_counts,
+        "left_out_by_label": left_out,
         "clips_without_word_times": unaligned,
         **face_notes,
     }
-    return Corpus(name, rows, splits, [label for label in EMOTIONS if label in present], extras, notes)
+    labels = [label for label in EMOTIONS if label in present]
+    return Corpus(name, rows, splits, labels, extras, notes, chosen, hashes, cache_dir / "vectors.safetensors")
+
+
+def read_rows(name: str, data_dir: str | PathLike, cache_dir: str | PathLike, **options: Any) -> Scan:
+    """The rows of a copy, without protocol or alignment, and a report of what gave none in cache_dir; arguments and
+    errors as `load_corpus`."""
+    cache_dir = Path(cache_dir)
+    if name == "controlled":
+        parts = load_controlled(data_dir, cache_dir / "datasets").values()
+        return Scan([row for part in parts for row in part], [])
+    found = SCANS[name](data_dir, **options)
+    report = cache_dir / f"{name}-report.json"
+    if process_state().is_main_process:
+        found.write_report(report)
+    if found.skipped or found.incomplete:
+        logger.warning("%s: %d rows%s; all are listed in %s", name, len(found.rows), found.counts(), report)
+    return found
 
 
 def _faces(path: str | PathLike | None, ids: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -173,22 +264,23 @@ def _faces(path: str | PathLike | None, ids: Sequence[str]) -> tuple[dict[str, d
 def align_rows(
     rows: Sequence[Row],
     cache_file: str | PathLike,
-    aligner: WordAligner | None = None,
+    aligner: Aligner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows with `words`, where they had none and the transcript can be placed; and why not, by row id.
 
-    Times are cached in a JSON file by a hash of the audio file and the words, refusals too. A row that cannot be
-    aligned keeps its text and has words None. progress: called with (rows done, rows).
+    Times are cached in a JSON file by a hash of the audio file, the words and the aligner, refusals too. A row that
+    cannot be aligned keeps its text and has words None. progress: called with (rows done, rows).
     """
     cache_file = Path(cache_file)
     cache = json.loads(cache_file.read_text()) if cache_file.is_file() else {}
     known, aligner = len(cache), aligner or WordAligner()
+    by = [CTC_VERSION, aligner.fingerprint] if isinstance(aligner, CTCWordAligner) else [ALIGNER_VERSION]
     aligned, refused = [], {}
     for number, row in enumerate(rows, 1):
         row = dict(row)
         if not row["words"] and row["text"] and row["audio"] is not None:
-            key = _content_key(row)
+            key = _content_key(row, by)
             if key not in cache:
                 cache[key] = _align(aligner, row)
             row["words"] = cache[key] if isinstance(cache[key], list) else None
@@ -210,9 +302,9 @@ def _align(aligner: WordAligner, row: Row) -> list[dict[str, Any]] | str:
         return str(error)
 
 
-def _content_key(row: Row) -> str:
+def _content_key(row: Row, by: Sequence[Any]) -> str:
     audio = row["audio"]["path"] if isinstance(row["audio"], Mapping) else row["audio"]
-    digest = hashlib.sha256(json.dumps([ALIGNER_VERSION, row["text"]]).encode())
+    digest = hashlib.sha256(json.dumps([*by, row["text"]]).encode())
     digest.update(Path(audio).read_bytes())
     return digest.hexdigest()
 

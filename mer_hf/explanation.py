@@ -1,6 +1,7 @@
 """Pictures of what a model attended to. They read in black and white."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def plot_scores(scores: Sequence[Mapping[str, Any]], path: str | PathLike, title
 def check_plotting() -> None:
     """Raise ImportError, naming the extra, where no picture can be drawn."""
     _matplotlib()
+
+
+def plotting_installed() -> bool:
+    """Whether pictures can be drawn."""
+    return find_spec("matplotlib") is not None
 
 
 def _matplotlib() -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from .evaluation import compute_metrics
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a run needs to be repeated. The best epoch by `metric` on the validation set is the one kept."""
+    """What a run needs to be repeated. The epoch kept is the best by `metric` on the validation set, or the last."""
 
     epochs: int = 40
     batch_size: int = 32
@@ -30,13 +30,19 @@ class TrainingSettings:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises from 0; then it falls linearly."""
     patience: int = 8
-    """Epochs without improvement on validation before training stops."""
+    """Epochs without improvement on validation before training stops; of no account where the last epoch is kept."""
+    keep: str = "best"
+    """"best" or "last" epoch. On few validation clips the best is chosen by noise, and is then worse than the last."""
     metric: str = "wa"
     """wa, ua, macro_f1 or weighted_f1, on validation."""
     max_grad_norm: float = 3.0
     gradient_accumulation_steps: int = 1
     seed: int = 0
     num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be best or last, found {self.keep!r}")
 
     def arguments(self, output_dir: str | PathLike, **overrides: Any) -> TrainingArguments:
         """The settings as TrainingArguments of transformers."""
@@ -55,10 +61,10 @@ class TrainingSettings:
             "dataloader_pin_memory": torch.accelerator.is_available(),  # else it warns
             "use_cpu": not torch.accelerator.is_available(),  # else processes on CPUs would not find each other
             "eval_strategy": "epoch",
-            "save_strategy": "epoch",
+            "save_strategy": "epoch" if self.keep == "best" else "no",
             "save_only_model": True,
             "save_total_limit": 1,
-            "load_best_model_at_end": True,
+            "load_best_model_at_end": self.keep == "best",
             "metric_for_best_model": self.metric,
             "greater_is_better": True,
             "remove_unused_columns": False,
@@ -75,12 +81,15 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+BACKBONES = ("audio_model", "text_model", "vision_model")
+
+
 def parameter_groups(model: PreTrainedModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Trainable parameters in up to four groups: backbone or head, with weight decay or (biases, norms) without."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            backbone = name.split(".")[0] in ("audio_model", "text_model", "vision_model")
+            backbone = any(part in BACKBONES for part in name.split("."))  # a late fusion's lie in its branches
             groups.setdefault((backbone, parameter.dim() > 1), []).append(parameter)
     slow = settings.learning_rate if settings.backbone_learning_rate is None else settings.backbone_learning_rate
     return [
@@ -109,7 +118,7 @@ def make_trainer(
         eval_dataset=validation_dataset,
         data_collator=EmotionCollator(),
         compute_metrics=compute_metrics,
-        callbacks=[EarlyStoppingCallback(settings.patience)],
+        callbacks=[EarlyStoppingCallback(settings.patience)] if settings.keep == "best" else [],
         optimizers=(torch.optim.AdamW(parameter_groups(model, settings)), None),
     )
     trainer.remove_callback(PrinterCallback)
@@ -122,11 +131,13 @@ def fit(
     validation_dataset: Dataset,
     settings: TrainingSettings,
     output_dir: str | PathLike,
+    statistics_dataset: Dataset | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train a model and leave it at its best validation epoch; returns what was chosen and why.
+    """Train a model and leave it at the epoch that `settings.keep` names; returns what was chosen and why.
 
-    Standardizers take their statistics from the training set first. MMAN goes through the paper's two stages: its
+    Standardizers take their statistics from the training set first, or from `statistics_dataset`, which is the same
+    clips without the training set's random changes. MMAN goes through the paper's two stages: its
     branches, then, these frozen, their fusion.
 
     Raises:
@@ -137,7 +148,8 @@ def fit(
             raise ValueError(f"{name} is empty")
     device = settings.arguments(output_dir, **arguments).device
     model.to(device)
-    model.fit_standardizers(lambda: batches(train_dataset, settings.batch_size, device))
+    seen = train_dataset if statistics_dataset is None else statistics_dataset
+    model.fit_standardizers(lambda: batches(seen, settings.batch_size, device))
     stages = [settings]
     if getattr(model.config, "network", None) == "mman" and not model.config.freeze_branches:
         stages.append(replace(settings, epochs=max(settings.epochs // 4, 1), weight_decay=0.0))
@@ -149,12 +161,14 @@ def fit(
         trainer = make_trainer(model, train_dataset, validation_dataset, stage, directory, **arguments)
         trainer.train()
         evaluations = [entry for entry in trainer.state.log_history if f"eval_{stage.metric}" in entry]
-        best = max(evaluations, key=lambda entry: entry[f"eval_{stage.metric}"])
+        best = evaluations[-1]
+        if stage.keep == "best":
+            best = max(evaluations, key=lambda entry: entry[f"eval_{stage.metric}"])
         history.append(
             {
                 "settings": asdict(stage),
                 "epochs_run": len(evaluations),
-                "best_epoch": best["epoch"],
+                "epoch_kept": best["epoch"],
                 f"validation_{stage.metric}": best[f"eval_{stage.metric}"],
             }
         )

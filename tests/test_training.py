@@ -149,14 +149,40 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path, evaluated):
     best = int(np.argmax(scores))
     assert best < len(scores) - 1 and scores[best] > scores[-1], scores
     np.testing.assert_allclose(predict_logits(model, wrong)[0], evaluated[0][best], rtol=1e-5, atol=1e-6)
-    assert done["stages"][0]["best_epoch"] == best + 1
+    assert done["stages"][0]["epoch_kept"] == best + 1
     assert done["stages"][0]["validation_wa"] == pytest.approx(scores[best])
+
+
+def test_the_last_epoch_is_kept_where_asked_for_and_nothing_is_saved_on_the_way(tmp_path, evaluated):
+    wrong = ExampleDataset(make_clips(40, 3, flipped=True))
+    model = make_cme()
+    fit(model, ExampleDataset(make_clips(48, 4, flipped=True)), wrong, SETTINGS, tmp_path / "before")
+    evaluated.clear()
+    settings = TrainingSettings(epochs=5, batch_size=8, learning_rate=3e-3, keep="last", patience=1)
+    done = fit(model, TRAIN, wrong, settings, tmp_path / "run")
+    assert len(evaluated[0]) == 5, "it does not stop early"
+    np.testing.assert_allclose(predict_logits(model, wrong)[0], evaluated[0][-1], rtol=1e-5, atol=1e-6)
+    assert (done["stages"][0]["epoch_kept"], done["stages"][0]["epochs_run"]) == (5, 5)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    with pytest.raises(ValueError, match="keep must be best or last, found 'first'"):
+        TrainingSettings(keep="first")
+
+
+def test_statistics_come_from_the_clean_set(tmp_path):
+    moved = ExampleDataset([clip | {"audio_embeds": clip["audio_embeds"] + 7.0} for clip in TRAIN.examples])
+    settings = TrainingSettings(epochs=1, batch_size=8, learning_rate=0.0)
+    means = []
+    for statistics in (TRAIN, None):
+        model = make_cme(standardize=("audio",))
+        fit(model, moved, VALIDATION, settings, tmp_path / str(len(means)), statistics)
+        means.append(model.standardizers["audio"].mean)
+    torch.testing.assert_close(means[1] - means[0], torch.full_like(means[0], 7.0))
 
 
 def test_training_stops_after_epochs_without_improvement(tmp_path):
     settings = TrainingSettings(epochs=9, batch_size=16, learning_rate=0.0, patience=2)
     done = fit(make_cme(), TRAIN, VALIDATION, settings, tmp_path)
-    assert done["stages"][0]["epochs_run"] == 3 and done["stages"][0]["best_epoch"] == 1.0
+    assert done["stages"][0]["epochs_run"] == 3 and done["stages"][0]["epoch_kept"] == 1.0
 
 
 def test_the_metric_asked_for_decides(tmp_path):

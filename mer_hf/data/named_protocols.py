@@ -55,8 +55,8 @@ class Protocol:
         audio_hashes: of each row's sound, by id (`scanning.audio_hashes`); None = duplicates are not looked for.
 
         Raises:
-            ValueError: no row counts; one that counts has no unit; a fold in which a unit or the same sound is on two sides; and what the folds'
-                maker refuses.
+            ValueError: no row counts; one that counts has no unit; a fold in which a unit or the same sound is on two
+                sides; and what the folds' maker refuses.
         """
         labels = ALL_LABELS if self.labels is None else self.labels
         rows = list(rows)

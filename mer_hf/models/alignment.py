@@ -45,12 +45,14 @@ class WordAlignment:
     attempts: how many of `ATTEMPTS` it took (1 = at once).
     score: how well the words sound, in nats a frame under the best sound for each frame; 0 is perfect, -1.5 usual.
     fallback_words: words outside the dictionary, pronounced by rule; their times deserve less trust.
+    word_scores: the same measure as `score`, for each of `words`.
     """
 
     words: tuple[Word, ...]
     attempts: int
     score: float
     fallback_words: tuple[str, ...]
+    word_scores: tuple[float, ...] = ()
 
 
 class AlignmentError(ValueError):
@@ -101,8 +103,8 @@ class WordAligner:
                 shape or scale, empty, silent or too short; no attempt places every word, or they fit badly.
             ImportError: where PocketSphinx is missing.
         """
-        words = _checked_words(words)
-        seconds = _check_audio(audio)
+        words = checked_words(words)
+        seconds = check_audio(audio)
         if not audio.any():
             raise AlignmentError("audio is silent: every sample is zero; leave the alignment out")
         with self._lock:
@@ -117,8 +119,8 @@ class WordAligner:
                 spoken = _decode(self._aligner, slowed)
                 placed = [_as_word(segment, slowing, seconds) for segment in spoken]
                 if _is_complete(placed, words):
-                    score = _checked_score(spoken, best_path)
-                    return WordAlignment(tuple(placed), attempt, score, fallback_words)
+                    score, word_scores = _checked_scores(spoken, best_path)
+                    return WordAlignment(tuple(placed), attempt, score, fallback_words, word_scores)
         raise AlignmentError(
             f"no path through {seconds:.2f} s of audio fits the {len(words)} words {' '.join(words)[:80]!r}; "
             "check that they are what is said, and that the audio is 16 kHz"
@@ -133,7 +135,7 @@ class WordAligner:
             AlignmentError: audio of another type, shape or scale, or empty.
             ImportError: where PocketSphinx is missing.
         """
-        seconds = _check_audio(audio)
+        seconds = check_audio(audio)
         if not audio.any():  # the decoder hears words in digital silence
             return []
         with self._lock:
@@ -192,16 +194,18 @@ def _as_word(spoken: _Spoken, slowing: float, seconds: float) -> Word:
     )
 
 
-def _checked_score(spoken: list[_Spoken], best_path: bool) -> float:
-    frames = sum(word.last_frame + 1 - word.first_frame for word in spoken)
-    score = sum(word.log_score for word in spoken) / frames
-    score *= 1 if best_path else 1024  # the decoder shifts scores by 10 bits, but only along a lattice's best path
+def _checked_scores(spoken: list[_Spoken], best_path: bool) -> tuple[float, tuple[float, ...]]:
+    """The score of all words and those of each."""
+    scale = 1 if best_path else 1024  # the decoder shifts scores by 10 bits, but only along a lattice's best path
+    frames = [word.last_frame + 1 - word.first_frame for word in spoken]
+    totals = [scale * word.log_score for word in spoken]
+    score = sum(totals) / sum(frames)
     if score < LOWEST_SCORE:
         raise AlignmentError(
             f"the {len(spoken)} words fit the audio badly: score {score:.1f}, expected {LOWEST_SCORE} or more; "
             "check that they are what is said, and that the audio is 16 kHz"
         )
-    return score
+    return score, tuple(total / count for total, count in zip(totals, frames, strict=True))
 
 
 def _is_complete(placed: list[Word], words: list[str]) -> bool:
@@ -215,7 +219,12 @@ def _is_complete(placed: list[Word], words: list[str]) -> bool:
 # -- Checks -----------------------------------------------------------------------------------------------------------
 
 
-def _checked_words(words: str | Sequence[str]) -> list[str]:
+def checked_words(words: str | Sequence[str]) -> list[str]:
+    """The words of a transcript, or words that `split_words` leaves as single words.
+
+    Raises:
+        AlignmentError: for no words at all, or for one that is none or several.
+    """
     if isinstance(words, str):
         checked = split_words(words)
     else:
@@ -231,8 +240,12 @@ def _checked_words(words: str | Sequence[str]) -> list[str]:
     return checked
 
 
-def _check_audio(audio: np.ndarray) -> float:
-    """The length in seconds of audio that keeps the contract."""
+def check_audio(audio: np.ndarray) -> float:
+    """The length in seconds of audio that keeps the contract of `WordAligner.align`.
+
+    Raises:
+        AlignmentError: for another type, shape or scale, or no samples.
+    """
     if not isinstance(audio, np.ndarray) or audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
         found = f"{audio.dtype} {audio.shape}" if isinstance(audio, np.ndarray) else type(audio).__name__
         raise AlignmentError(f"audio is {found}; pass float (samples,) at 16 kHz, as load_audio returns it")
@@ -286,7 +299,7 @@ def _pronounce(decoder: Any, word: str) -> str:
 
 def _pronounce_part(decoder: Any, part: str) -> str:
     if part == "." or part.isdecimal():
-        return " ".join(decoder.lookup_word(word) for word in (_number_words(part) if part != "." else ["point"]))
+        return " ".join(decoder.lookup_word(word) for word in (number_words(part) if part != "." else ["point"]))
     letters = "".join(char for char in unicodedata.normalize("NFKD", part) if not unicodedata.combining(char))
     if known := decoder.lookup_word(letters):
         return known
@@ -296,7 +309,7 @@ def _pronounce_part(decoder: Any, part: str) -> str:
     return " ".join(_SPELLINGS[spelling] for spelling in _SPELLING.findall(letters))
 
 
-def _number_words(digits: str) -> list[str]:
+def number_words(digits: str) -> list[str]:
     """Cardinals below a million; longer numbers and those with a leading zero digit by digit."""
     number = int(digits)
     if len(digits) > 6 or (digits[0] == "0" and len(digits) > 1):
@@ -304,6 +317,6 @@ def _number_words(digits: str) -> list[str]:
     if number < 20:
         return [_ONES[number]]
     if number < 100:
-        return [_TENS[number // 10 - 2], *(_number_words(str(number % 10)) if number % 10 else [])]
+        return [_TENS[number // 10 - 2], *(number_words(str(number % 10)) if number % 10 else [])]
     size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
-    return [*_number_words(str(number // size)), name, *(_number_words(str(number % size)) if number % size else [])]
+    return [*number_words(str(number // size)), name, *(number_words(str(number % size)) if number % size else [])]

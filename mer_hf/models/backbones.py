@@ -5,6 +5,9 @@ as zeros with an all-False mask. Group-norm audio encoders (wav2vec2-base is one
 padded, mask or no mask, so outside training they see groups of exactly equal length.
 """
 
+import hashlib
+import json
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -47,6 +50,20 @@ def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
+def fingerprint(backbone: PreTrainedModel) -> str:
+    """What tells a backbone's states from another's, in eight hexadecimal digits; the same in any precision.
+
+    Of each parameter the signs of its first values: they survive rounding, and no training leaves all of them alone.
+    Of a backbone without parameters its own configuration.
+    """
+    signs = [parameter.detach().flatten()[:64].signbit() for parameter in backbone.parameters()]
+    if signs:
+        return hashlib.sha256(torch.cat(signs).cpu().numpy().tobytes()).hexdigest()[:8]
+    own = {f.name for f in fields(backbone.config)} - {f.name for f in fields(PreTrainedConfig)}
+    values = {name: getattr(backbone.config, name) for name in sorted(own)}
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
+
+
 def check_audio_backbone(backbone: PreTrainedModel) -> None:
     """Raise ValueError for a backbone that does not read a waveform."""
     ratio = getattr(backbone.config, "inputs_to_logits_ratio", None)
@@ -71,8 +88,12 @@ def frames_per_word(word_times: Tensor, frames: Tensor, reach: int = 1) -> Tenso
     return torch.stack([start, torch.maximum(end, start)], dim=-1)
 
 
-def encode_audio(backbone: PreTrainedModel, input_values: Tensor, mask: Tensor | None) -> ModalitySequence:
+def encode_audio(
+    backbone: PreTrainedModel, input_values: Tensor, mask: Tensor | None, speaker: Tensor | None = None
+) -> ModalitySequence:
     """input_values (batch, samples) at 16 kHz, mask (batch, samples), real samples first -> (batch, frames, dim).
+
+    speaker (batch, 2, bins): statistics of enrolled speakers, for our own front ends alone.
 
     Raises:
         ValueError: padding before real samples.
@@ -92,7 +113,8 @@ def encode_audio(backbone: PreTrainedModel, input_values: Tensor, mask: Tensor |
             return backbone(clean[rows, :size]).last_hidden_state
         missing = (0, max(0, _fewest_samples(backbone) - size))
         values, padding = nn.functional.pad(clean[rows, :size], missing), nn.functional.pad(mask[rows, :size], missing)
-        return backbone(values, attention_mask=padding.long()).last_hidden_state
+        own = {} if speaker is None else {"speaker": speaker[rows]}
+        return backbone(values, attention_mask=padding.long(), **own).last_hidden_state
 
     return _run_rows(run, samples * (frames > 0), frames, exact)
 

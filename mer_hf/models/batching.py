@@ -25,6 +25,7 @@ class Field(NamedTuple):
 FIELDS = {
     "input_values": Field(1, torch.float32, 0.0, "input_values_mask"),  # (samples,)
     "audio_embeds": Field(2, torch.float32, 0.0, "audio_mask"),  # (time, dim)
+    "audio_speaker": Field(2, torch.float32, 0.0, None),  # (2, dim): mean, deviation; deviation 0 = not enrolled
     "input_ids": Field(1, torch.long, 0, "attention_mask"),  # (tokens,)
     "word_ids": Field(1, torch.long, -1, None),  # (tokens,), -1 = belongs to no word
     "text_embeds": Field(2, torch.float32, 0.0, "text_mask"),  # (words, dim)
@@ -32,6 +33,7 @@ FIELDS = {
     "pixel_values": Field(4, torch.float32, 0.0, "pixel_values_mask"),  # (frames, channels, height, width)
     "vision_embeds": Field(2, torch.float32, 0.0, "vision_mask"),  # (frames, dim)
     "vision_times": Field(1, torch.float32, 0.0, None),  # (frames,), seconds
+    "vision_speaker": Field(2, torch.float32, 0.0, None),  # (2, dim), as audio_speaker
 }
 IGNORED_LABEL = -100
 

@@ -1,5 +1,6 @@
 """What the configurations of all fusion models share: three optional modalities, each a backbone or a bare width."""
 
+import math
 from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -20,7 +21,8 @@ class MerConfig(PreTrainedConfig):
 
     Raises:
         ValueError: no modality at all; a width that contradicts the backbone's; an unknown modality named in
-            `standardize` or `freeze_backbones`; class weights that do not match the labels.
+            `standardize` or `freeze_backbones`; class weights that do not match the labels; a temperature that is
+            not above 0.
     """
 
     pipeline_is_registered: ClassVar[bool] = False
@@ -60,6 +62,10 @@ class MerConfig(PreTrainedConfig):
     """Modalities whose backbone is not trained and stays in evaluation mode."""
     class_weights: list[float] | tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    temperature: float = 1.0
+    """What the pipeline divides logits by before the softmax (Guo et al. 2017, "On Calibration of Modern Neural
+    Networks", section 4.2, https://arxiv.org/abs/1706.04599); fitted on validation clips by `mer_hf.calibration`.
+    `forward` does not: its logits stay those that the loss sees."""
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and "num_labels" not in kwargs:
@@ -80,6 +86,8 @@ class MerConfig(PreTrainedConfig):
                 raise ValueError(f"{field} names {sorted(unknown)}; this model has {list(self.modalities)}")
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} labels")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, found {self.temperature}")
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -114,6 +122,10 @@ class MerConfig(PreTrainedConfig):
         """Seconds from the start of such a frame's place to the middle of what the frame sees."""
         reach = getattr(self.audio_config, "input_reach", None)
         return 0.5 * (self.audio_frame_seconds if reach is None else 0.025 + 0.01 * (reach - 1))
+
+    def reads_raw(self, modality: str) -> bool:
+        """Whether the model has a backbone for a modality's raw input."""
+        return getattr(self, f"{modality}_config") is not None
 
     def width(self, modality: str) -> int:
         """Width of `<modality>_embeds`."""

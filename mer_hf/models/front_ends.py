@@ -97,9 +97,9 @@ def _mel_filters(fft_size: int, num_mel_bins: int) -> np.ndarray:
 
 
 class UtteranceNormalization(nn.Module):
-    """Mean and variance normalisation of each clip by its own frames."""
+    """Mean and variance normalisation of each clip by its own frames, whoever speaks."""
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, mask: Tensor, speaker: Tensor | None = None) -> Tensor:
         """frames (batch, time, dim), mask (batch, time) -> the same shape."""
         centred = frames - masked_mean(frames, mask).unsqueeze(1)
         variance = masked_mean(centred.square(), mask).unsqueeze(1)
@@ -109,7 +109,7 @@ class UtteranceNormalization(nn.Module):
 class NoNormalization(nn.Module):
     """Frames as they are."""
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, mask: Tensor, speaker: Tensor | None = None) -> Tensor:
         return frames
 
 
@@ -120,9 +120,10 @@ class SideBySide(nn.Module):
         super().__init__()
         self.normalizations = nn.ModuleList(normalizations)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """frames (batch, time, dim), mask (batch, time) -> (batch, time, dim * normalisations)."""
-        return torch.cat([normalization(frames, mask) for normalization in self.normalizations], dim=-1)
+    def forward(self, frames: Tensor, mask: Tensor, speaker: Tensor | None = None) -> Tensor:
+        """frames (batch, time, dim), mask (batch, time), speaker (batch, 2, dim) for the `Standardizer` among them ->
+        (batch, time, dim * normalisations)."""
+        return torch.cat([normalization(frames, mask, speaker) for normalization in self.normalizations], dim=-1)
 
 
 def make_normalization(kind: str, dim: int) -> tuple[nn.Module, int]:
@@ -200,11 +201,14 @@ class FilterbankModel(FrontEndPreTrainedModel):
         stride = math.prod(self.config.conv_strides)
         return torch.where(frames > 0, (frames - self.config.input_reach).clamp(min=0) // stride + 1, frames)
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, speaker: Tensor | None = None
+    ) -> BaseModelOutput:
+        """speaker (batch, 2, bins): see `Standardizer.forward`."""
         samples = self._samples(input_values, attention_mask)
         frames = self.log_mel(self._at_least_one_frame(input_values))  # (batch, frames, bins)
         mask = lengths_to_mask(frame_lengths(samples), frames.shape[1])
-        hidden = zero_masked(self.normalization(frames, mask), mask).to(self.dtype)
+        hidden = zero_masked(self.normalization(frames, mask, speaker), mask).to(self.dtype)
         hidden = hidden.transpose(1, 2)  # (batch, bins, frames)
         hidden = nn.functional.pad(hidden, (0, max(0, self.config.input_reach - hidden.shape[-1])))
         for index, convolution in enumerate(self.convolutions):
@@ -226,12 +230,15 @@ class SpectrogramModel(FrontEndPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, speaker: Tensor | None = None
+    ) -> BaseModelOutput:
+        """speaker (batch, 2, bins): see `Standardizer.forward`."""
         samples = self._samples(input_values, attention_mask)
         # The logarithm is ours: powers span ten decades, and no normalisation by variance survives that.
         frames = self.spectrum(self._at_least_one_frame(input_values)).clamp(min=LogMel.floor).log()
         mask = lengths_to_mask(frame_lengths(samples), frames.shape[1])
-        frames = zero_masked(self.normalization(frames, mask), mask).to(self.dtype)
+        frames = zero_masked(self.normalization(frames, mask, speaker), mask).to(self.dtype)
         if self.config.frames_averaged > 1:
             frames = self._average(frames, mask)
         return BaseModelOutput(last_hidden_state=self.dropout(self.dense(frames).relu()))

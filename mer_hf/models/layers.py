@@ -4,6 +4,10 @@ A mask is a bool tensor, True = real. The rule for what is not there, fixed here
 finite gradients, and whatever stands in a masked place (padding, NaN) cannot reach the result.
 """
 
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +45,39 @@ def masked_max(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(dim=-1, keepdim=True), lowest, lowest.new_zeros(()))
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What mean and deviation follow from, for vectors seen in any number of parts."""
+
+    count: int
+    total: Tensor
+    """Sum of the vectors, (dim,), double"""
+    squares: Tensor
+    """Sum of their squares, (dim,), double"""
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> "Moments":
+        """vectors (n, dim)"""
+        vectors = vectors.double()
+        return cls(len(vectors), vectors.sum(dim=0), vectors.square().sum(dim=0))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+
+
+def varies(mean: Tensor, std: Tensor) -> Tensor:
+    """Which dimensions vary, (dim,) bool: below the floor lie the rounding errors of a constant."""
+    return std > 1e-6 * mean.abs().clamp(min=1)
+
+
 class Standardizer(nn.Module):
     """(x - mean) / std per dimension, clipped; the statistics are buffers and travel with the checkpoint.
 
@@ -50,6 +87,8 @@ class Standardizer(nn.Module):
         with standardizer.observing():
             for batch in training_batches:
                 model(**batch)
+
+    A sample of an enrolled speaker is standardized by that speaker's statistics instead (see `SpeakerProfile`).
     """
 
     limit = 5.0
@@ -60,29 +99,51 @@ class Standardizer(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-        self._sums: list[Tensor] | None = None
+        self._seen: list[Moments] | None = None
 
-    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """values (..., time, dim), mask (..., time) -> the same shape."""
-        if self._sums is not None:
-            self._observe(values[mask].double())
-        standardized = ((values - self.mean) / self.std).clamp(-self.limit, self.limit)
+    def forward(self, values: Tensor, mask: Tensor, speaker: Tensor | None = None) -> Tensor:
+        """values (..., time, dim), mask (..., time) -> the same shape.
+
+        speaker (batch, 2, dim): mean and standard deviation for each row of values (batch, time, dim); where the
+        deviation is 0 the row gets the statistics of the checkpoint.
+        """
+        if self._seen is not None:
+            self._seen.append(Moments.of(values[mask]))
+        mean, std = self.mean, self.std
+        if speaker is not None:
+            own_mean, own_std = speaker.to(mean).unsqueeze(2).unbind(dim=1)  # (batch, 1, dim) each
+            mean, std = torch.where(own_std > 0, own_mean, mean), torch.where(own_std > 0, own_std, std)
+        standardized = ((values - mean) / std).clamp(-self.limit, self.limit)
         return torch.where(self.fitted, standardized, values)
-
-    def _observe(self, real: Tensor) -> None:
-        totals = [real.new_tensor(len(real)), real.sum(dim=0), real.square().sum(dim=0)]
-        self._sums = [a + b for a, b in zip(self._sums, totals, strict=True)] if self._sums else totals
 
     def observing(self) -> "_Observation":
         """A context in which values are collected; the statistics are set when it ends without an error."""
         return _Observation(self)
 
+    def collecting(self) -> "_Collection":
+        """A context that gives a list, to which every call of `forward` adds the Moments of what it was given.
+
+        Nothing else changes: values are standardized as ever, by the statistics there are.
+        """
+        return _Collection(self)
+
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Use these statistics, mean (dim,) and std (dim,); a dimension that does not vary keeps its scale."""
-        floor = 1e-6 * mean.abs().clamp(min=1)  # below it lie the rounding errors of a constant
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > floor, std, torch.ones_like(std)))
+        self.std.copy_(torch.where(varies(mean, std), std, torch.ones_like(std)))
         self.fitted.fill_(True)
+
+
+class _Collection:
+    def __init__(self, standardizer: Standardizer):
+        self.standardizer = standardizer
+
+    def __enter__(self) -> list[Moments]:
+        self.standardizer._seen = []
+        return self.standardizer._seen
+
+    def __exit__(self, *_: object) -> None:
+        self.standardizer._seen = None
 
 
 class _Observation:
@@ -90,22 +151,20 @@ class _Observation:
         self.standardizer = standardizer
 
     def __enter__(self) -> Standardizer:
-        self.standardizer._sums = []
+        self.standardizer._seen = []
         self.was_fitted = self.standardizer.fitted.clone()
         self.standardizer.fitted.fill_(False)
         return self.standardizer
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
-        sums, self.standardizer._sums = self.standardizer._sums, None
+        seen, self.standardizer._seen = self.standardizer._seen, None
         self.standardizer.fitted.copy_(self.was_fitted)
         if error_type is not None:
             return
-        if not sums or sums[0] < 2:
+        moments = reduce(add, seen) if seen else None
+        if moments is None or moments.count < 2:
             raise ValueError("no real frames were observed: there is nothing to take a mean and deviation of")
-        count, total, squares = sums
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        self.standardizer.set_statistics(mean, variance.sqrt())
+        self.standardizer.set_statistics(moments.mean, moments.variance.sqrt())
 
 
 class MaskedRNN(nn.Module):

@@ -135,6 +135,8 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         vision_mask: Tensor | None = None,
         vision_times: Tensor | None = None,
         word_times: Tensor | None = None,
+        audio_speaker: Tensor | None = None,
+        vision_speaker: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> CMEOutput:
         """Shapes and units of the inputs: `MerProcessor`. word_times (batch, words, 2) in seconds, labels (batch,).
@@ -158,6 +160,8 @@ class CMEForEmotionClassification(MerPreTrainedModel):
             pixel_values_mask=pixel_values_mask,
             vision_embeds=vision_embeds,
             vision_mask=vision_mask,
+            audio_speaker=audio_speaker,
+            vision_speaker=vision_speaker,
         )
         self._check_times(sequences, word_times, vision_times)
         word_mask, alone = self._units(sequences, word_times)

@@ -217,6 +217,8 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
         vision_mask: Tensor | None = None,
         vision_times: Tensor | None = None,
         word_times: Tensor | None = None,
+        audio_speaker: Tensor | None = None,
+        vision_speaker: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
     ) -> LearnedAlignmentOutput:
@@ -240,6 +242,8 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
             pixel_values_mask=pixel_values_mask,
             vision_embeds=vision_embeds,
             vision_mask=vision_mask,
+            audio_speaker=audio_speaker,
+            vision_speaker=vision_speaker,
         )
         states = {
             m: ModalitySequence(self.dropout(self.encoders[m](embeds, mask)), mask)

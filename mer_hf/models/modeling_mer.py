@@ -28,6 +28,7 @@ from .backbones import (
 )
 from .configuration_mer import MODALITIES, MerConfig
 from .layers import Standardizer, zero_masked
+from .speakers import EnrolmentMixin, standardizers_of
 
 RAW_NAMES = {"audio": "input_values", "text": "input_ids", "vision": "pixel_values"}
 RAW_MASK_NAMES = {"audio": "input_values_mask", "text": "attention_mask", "vision": "pixel_values_mask"}
@@ -46,7 +47,7 @@ class EmotionOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class MerPreTrainedModel(PreTrainedModel):
+class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
     """Backbones, their freezing, `encode`, the loss. A paper's class adds its head and `forward`."""
 
     config_class = MerConfig
@@ -129,7 +130,7 @@ class MerPreTrainedModel(PreTrainedModel):
         frozen backbone keeps the statistics it came with.
         """
         trained = [m for m in MODALITIES if m not in self.config.freeze_backbones]
-        inner = [module for m in trained for module in _standardizers(getattr(self, f"{m}_model"))]
+        inner = [module for m in trained for module in standardizers_of(getattr(self, f"{m}_model"))]
         was_training = self.training
         self.eval()
         for group in (inner, list(self.standardizers.values())):
@@ -193,30 +194,38 @@ class MerPreTrainedModel(PreTrainedModel):
         pixel_values_mask: Tensor | None = None,
         vision_embeds: Tensor | None = None,
         vision_mask: Tensor | None = None,
+        audio_speaker: Tensor | None = None,
+        vision_speaker: Tensor | None = None,
     ) -> dict[str, ModalitySequence]:
         """Each modality the model is built for -> its masked sequence (batch, time, width).
 
         For each, raw input, precomputed embeds or neither (absent). Shapes: `MerProcessor` and the table in README.
+        *_speaker (batch, 2, dim): mean and standard deviation of each sample's speaker, see `speaker_statistics`;
+        a sample with zeros there is standardized by the statistics of the checkpoint.
 
         Raises:
             ValueError: naming the argument: both raw and precomputed, raw without a backbone, a modality the model
-                does not have, a shape, width or batch size that does not fit, nothing at all.
+                does not have, a shape, width or batch size that does not fit, nothing at all; a speaker's statistics
+                for what is not standardized, or is so already.
         """
         raw = {"audio": input_values, "text": input_ids, "vision": pixel_values}
         embeds = {"audio": audio_embeds, "text": text_embeds, "vision": vision_embeds}
         masks = {"audio": audio_mask, "text": text_mask, "vision": vision_mask}
         raw_masks = {"audio": input_values_mask, "text": attention_mask, "vision": pixel_values_mask}
         batch = self._check_inputs(raw, embeds)
+        inside, behind = self.place_speakers({"audio": audio_speaker, "vision": vision_speaker}, embeds, batch)
 
         sequences = {}
         for modality in self.config.modalities:
             with torch.set_grad_enabled(torch.is_grad_enabled() and modality not in self.config.freeze_backbones):
                 if raw[modality] is not None and raw[modality].shape[1]:
                     raw_mask = None if raw_masks[modality] is None else raw_masks[modality].bool()
-                    sequence = self.run_backbone(modality, raw[modality], raw_mask, word_ids, num_words)
+                    sequence = self.run_backbone(
+                        modality, raw[modality], raw_mask, word_ids, num_words, inside.get(modality)
+                    )
                 else:
                     sequence = self._precomputed(modality, embeds[modality], masks[modality], batch)
-            sequences[modality] = self._finish(modality, sequence)
+            sequences[modality] = self._finish(modality, sequence, behind.get(modality))
         return sequences
 
     def run_backbone(
@@ -226,11 +235,15 @@ class MerPreTrainedModel(PreTrainedModel):
         mask: Tensor | None = None,
         word_ids: Tensor | None = None,
         num_words: int | None = None,
+        speaker: Tensor | None = None,
     ) -> ModalitySequence:
-        """What `<modality>_embeds` are: the backbone's states for raw input, before any standardisation."""
+        """What `<modality>_embeds` are: the backbone's states for raw input, before any standardisation of them.
+
+        speaker (batch, 2, bins): statistics of enrolled speakers for an audio front end that standardizes inside.
+        """
         self._check_mask(RAW_MASK_NAMES[modality], mask, RAW_NAMES[modality], values)
         if modality == "audio":
-            return encode_audio(self.audio_model, values.to(self.dtype), mask)
+            return encode_audio(self.audio_model, values.to(self.dtype), mask, speaker)
         if modality == "text":
             self._check_mask("word_ids", word_ids, "input_ids", values)
             return encode_text(self.text_model, values, mask, word_ids, num_words)
@@ -252,13 +265,13 @@ class MerPreTrainedModel(PreTrainedModel):
                 f"{name} is {tuple(mask.shape)} but {of} is {tuple(values.shape)}; they need the same batch and time"
             )
 
-    def _finish(self, modality: str, sequence: ModalitySequence) -> ModalitySequence:
+    def _finish(self, modality: str, sequence: ModalitySequence, speaker: Tensor | None) -> ModalitySequence:
         embeds, mask = sequence
         if embeds.shape[-1] == 0:  # a backbone that no row needed cannot tell its width
             embeds = embeds.new_zeros(*embeds.shape[:2], self.config.width(modality))
         embeds = zero_masked(embeds, mask).to(self.dtype)
         if modality in self.standardizers:
-            embeds = zero_masked(self.standardizers[modality](embeds, mask), mask)
+            embeds = zero_masked(self.standardizers[modality](embeds, mask, speaker), mask)
         return ModalitySequence(embeds, mask)
 
     def _check_inputs(self, raw: dict[str, Tensor | None], embeds: dict[str, Tensor | None]) -> int:
@@ -321,7 +334,3 @@ class MerPreTrainedModel(PreTrainedModel):
         weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
         smoothing = self.config.label_smoothing
         return nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
-
-
-def _standardizers(module: nn.Module | None) -> list[Standardizer]:
-    return [] if module is None else [part for part in module.modules() if isinstance(part, Standardizer)]

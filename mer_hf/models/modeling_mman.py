@@ -299,6 +299,8 @@ class MMANForEmotionClassification(MerPreTrainedModel):
         vision_times: Tensor | None = None,
         word_times: Tensor | None = None,
         turn_mask: Tensor | None = None,
+        audio_speaker: Tensor | None = None,
+        vision_speaker: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool = False,
     ) -> MMANOutput:
@@ -325,6 +327,8 @@ class MMANForEmotionClassification(MerPreTrainedModel):
             pixel_values_mask=pixel_values_mask,
             vision_embeds=vision_embeds,
             vision_mask=vision_mask,
+            audio_speaker=audio_speaker,
+            vision_speaker=vision_speaker,
         )
         sequences = self.encode(**inputs)
         vectors = {m: masked_mean(*s).unflatten(0, (-1, turns or 1)) for m, s in sequences.items()}  # (b, turns, d_m)
@@ -370,6 +374,8 @@ CLIP_DIMS = {
     "pixel_values_mask": 2,
     "vision_embeds": 3,
     "vision_mask": 2,
+    "audio_speaker": 3,
+    "vision_speaker": 3,
 }
 """Dimensions of each input for a batch of single clips; a dialogue has one more."""
 

@@ -1,8 +1,8 @@
 """The pipeline: clips, or a dialogue, in; labels with scores, and on request word times and alignment, out."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from os import PathLike, fspath
 from typing import Any
@@ -14,11 +14,12 @@ from transformers import Pipeline
 from .alignment import AlignmentError, WordAligner, split_words
 from .configuration_front_ends import SAMPLING_RATE
 from .processing_mer import clean_words
+from .speakers import PRIOR_CLIPS, SpeakerProfile, earlier_turns
 
 TASK = "multimodal-emotion-recognition"
 
 EMBEDS = ("audio_embeds", "text_embeds", "vision_embeds", "vision_times", "word_times")
-CLIP_KEYS = ("path", "audio", "text", "words", "video", *EMBEDS)
+CLIP_KEYS = ("path", "audio", "text", "words", "video", "speaker", "speaker_id", *EMBEDS)
 RAW_FIELDS = {"audio": "input_values", "text": "input_ids", "vision": "pixel_values"}
 RAW_KEYS = {"audio": "audio=", "text": "text= or words=", "vision": "video="}
 ONE_CLIP = (str, bytes, bytearray, tuple, PathLike, Mapping, np.ndarray, torch.Tensor)
@@ -52,17 +53,23 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
     any other iterable gives its results one by one. `dialogue=` takes the turns of one dialogue, each a clip, and lets
     a model with context use it; a list may hold dialogues too, as {"dialogue": [...]}.
 
+    `speaker` of a clip or turn is the profile of who speaks, from `enrol`, or the path it was saved to: sound and face
+    are then seen against this speaker's own usual and not against everybody's. With enrol_turns=True the turns of a
+    dialogue that have a `speaker_id` enrol their speaker for the turns after them; no turn counts for itself.
+
     A transcript without word times is aligned to the audio when the model needs times. Without a transcript: `asr`, a
     speech-recognition pipeline or what can be called like one (see `transcribe`), when configured; else, with
     recognize=True, PocketSphinx with a warning; else there is no text. `text=""` says that nothing is said.
 
     Arguments (on construction or per call): top_k: labels returned, default all; return_details: a dict with `scores`,
-    `words`, `modalities` and what alignment the model has instead of the list of labels; asr; recognize, default True.
+    `words`, `modalities` and what alignment the model has instead of the list of labels; asr; recognize, default True;
+    enrol_turns; prior_clips: how many clips everybody's usual counts for beside a speaker's own, default 5.
 
     Raises:
         ValueError: a model whose head was never trained; an unknown key; a clip in which nothing is left that the
-            model uses, or whose words the model needs times of and cannot get. MediaError and AlignmentError (both
-            ValueErrors) name the file and the remedy.
+            model uses, or whose words the model needs times of and cannot get; a profile made with other features;
+            enrol_turns without a speaker_id. MediaError and AlignmentError (both ValueErrors) name the file and the
+            remedy.
     """
 
     _load_processor = True
@@ -84,12 +91,26 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
 
-    def _sanitize_parameters(self, asr=None, recognize=None, top_k=None, return_details=None, **unknown):
+    def _sanitize_parameters(
+        self,
+        asr=None,
+        recognize=None,
+        enrol_turns=None,
+        prior_clips=None,
+        top_k=None,
+        return_details=None,
+        **unknown,
+    ):
         if unknown:
             raise ValueError(f"unknown argument(s) {', '.join(sorted(unknown))}; see {type(self).__name__}")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; ask for at least one label")
-        preprocess = {"asr": asr, "recognize": recognize}
+        preprocess = {
+            "asr": asr,
+            "recognize": recognize,
+            "enrol_turns": enrol_turns,
+            "prior_clips": prior_clips,
+        }
         postprocess = {"top_k": top_k, "return_details": return_details}
         return tuple({k: v for k, v in part.items() if v is not None} for part in (preprocess, {}, postprocess))
 
@@ -123,19 +144,70 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         prepared = self.preprocess(inputs, **preprocess_params)
         return self.postprocess(self.forward([prepared], **forward_params)[0], **postprocess_params)
 
-    def preprocess(self, inputs: Any, asr: Any = None, recognize: bool = True) -> PreparedInput:
+    def enrol(self, clips: Any) -> SpeakerProfile:
+        """The profile of a speaker from a list of his or her clips (or one), in any order; nothing is classified.
+
+        Clips as for classification. Words are not needed, nor is any label. Profiles of the same speaker add up with
+        `+`; `save` and `SpeakerProfile.load` keep them.
+
+        Raises:
+            ValueError: no clip, a clip with nothing to enrol from, a model that cannot enrol (see `enrollable`).
+        """
+        clips = [as_clip(clip) for clip in ([clips] if isinstance(clips, ONE_CLIP) else clips)]
+        profiles = self.model.clip_profiles(self._enrolment_example(clip) for clip in clips)
+        for clip, profile in zip(clips, profiles, strict=True):
+            if not profile.streams:
+                kinds = " and no ".join(self.model.enrollable)
+                raise ValueError(f"{describe(clip)}: no {kinds} in it to enrol a speaker from; leave it out")
+        if not profiles:
+            raise ValueError("no clip to enrol a speaker from; give at least one")
+        return sum(profiles, SpeakerProfile())
+
+    def _enrolment_example(self, clip: dict[str, Any]) -> dict[str, Any]:
+        """What the model enrols a speaker from, without the words."""
+        names = [f"{modality}_embeds" for modality in self.model.enrollable]
+        precomputed = {name: clip[name] for name in names if clip.get(name) is not None}
+        wanted = [m for m in self.model.enrollable if f"{m}_embeds" not in precomputed]
+        raw = {modality for modality in wanted if self.model.config.reads_raw(modality)}
+        return self.processor.example(**self._decode(clip, raw)) | precomputed
+
+    def preprocess(
+        self,
+        inputs: Any,
+        asr: Any = None,
+        recognize: bool = True,
+        enrol_turns: bool = False,
+        prior_clips: float = PRIOR_CLIPS,
+    ) -> PreparedInput:
         """A clip or {"dialogue": [clip, ...]} -> its turns, one for a clip."""
-        if isinstance(inputs, Mapping) and "dialogue" in inputs:
-            turns = inputs["dialogue"]
-            if len(inputs) > 1 or not isinstance(turns, list | tuple) or not turns:
-                raise ValueError("dialogue= takes a list of one or more clips, and nothing beside it")
-            return PreparedInput([self._prepare(as_clip(turn), asr, recognize) for turn in turns], True)
-        return PreparedInput([self._prepare(as_clip(inputs), asr, recognize)], False)
+        is_dialogue = isinstance(inputs, Mapping) and "dialogue" in inputs
+        turns = inputs["dialogue"] if is_dialogue else [inputs]
+        if is_dialogue and (len(inputs) > 1 or not isinstance(turns, list | tuple) or not turns):
+            raise ValueError("dialogue= takes a list of one or more clips, and nothing beside it")
+        clips = [as_clip(turn) for turn in turns]
+        prepared = [self._prepare(clip, asr, recognize) for clip in clips]
+        profiles = [given_profile(clip) for clip in clips]
+        if enrol_turns and is_dialogue:
+            profiles = self._with_earlier_turns(profiles, clips, prepared)
+        enrolled = [
+            replace(turn, example=turn.example | self.model.speaker_statistics(profile, prior_clips))
+            for turn, profile in zip(prepared, profiles, strict=True)
+        ]
+        return PreparedInput(enrolled, is_dialogue)
+
+    def _with_earlier_turns(
+        self, profiles: list[SpeakerProfile], clips: Sequence[Mapping[str, Any]], prepared: Sequence[PreparedClip]
+    ) -> list[SpeakerProfile]:
+        speakers = [clip.get("speaker_id") for clip in clips]
+        if all(speaker is None for speaker in speakers):
+            raise ValueError("enrol_turns, but no turn of the dialogue says who speaks; give turns a speaker_id")
+        before = earlier_turns(self.model.clip_profiles(turn.example for turn in prepared), speakers)
+        return [given + earlier for given, earlier in zip(profiles, before, strict=True)]
 
     def _prepare(self, clip: dict[str, Any], asr: Any, recognize: bool) -> PreparedClip:
         config = self.model.config
         precomputed = {name: clip[name] for name in EMBEDS if clip.get(name) is not None}
-        raw = {m for m in config.modalities if f"{m}_embeds" not in precomputed and getattr(config, f"{m}_config")}
+        raw = {m for m in config.modalities if f"{m}_embeds" not in precomputed and config.reads_raw(m)}
         decoded = self._decode(clip, raw)
         words = self._words(clip, decoded.get("audio"), asr, recognize, "text" in raw)
         example = self.processor.example(words=words, **decoded) | precomputed
@@ -147,7 +219,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
             example.pop("input_values")  # shorter than one frame of the model
         heard = [m for m in config.modalities if len(example.get(RAW_FIELDS[m], example.get(f"{m}_embeds", ())))]
         if not heard:
-            ways = [RAW_KEYS[m] if getattr(config, f"{m}_config") else f"{m}_embeds=" for m in config.modalities]
+            ways = [RAW_KEYS[m] if config.reads_raw(m) else f"{m}_embeds=" for m in config.modalities]
             raise ValueError(f"{describe(clip)}: nothing in it is what this model reads; give {', '.join(ways)}")
         if config.uses_word_times:
             self._time(example, heard, clip)
@@ -232,7 +304,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         return results if output["input"].is_dialogue else results[0]
 
     def _result(self, turn: PreparedClip, tensors: dict[str, torch.Tensor], top_k: int | None, details: bool) -> Any:
-        probabilities = tensors["logits"].softmax(dim=-1).tolist()
+        probabilities = (tensors["logits"] / self.model.config.temperature).softmax(dim=-1).tolist()
         labels = self.model.config.id2label
         scores = [{"label": labels[index], "score": score} for index, score in enumerate(probabilities)]
         scores = sorted(scores, key=lambda item: -item["score"])[:top_k]
@@ -258,10 +330,11 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         return {"weights": weights[:rows, : len(times)].numpy(), "frame_times": times}
 
     def _audio_frames(self, example: Mapping[str, Any]) -> int:
-        """Frames the model makes of a clip's sound."""
+        """Frames the model, or that of its branches which makes the most, makes of a clip's sound."""
         if "input_values" in example:
             samples = torch.tensor(len(example["input_values"]))
-            return max(int(self.model.audio_model._get_feat_extract_output_lengths(samples)), 0)
+            encoders = [part for name, part in self.model.named_modules() if name.split(".")[-1] == "audio_model"]
+            return max([0, *(int(encoder._get_feat_extract_output_lengths(samples)) for encoder in encoders)])
         return len(example.get("audio_embeds", ()))
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
@@ -294,6 +367,22 @@ def as_clip(source: Any) -> dict[str, Any]:
     if isinstance(source, bytes | bytearray):
         return {"path": source}
     return {"audio": source}
+
+
+def given_profile(clip: Mapping[str, Any]) -> SpeakerProfile:
+    """The profile a clip comes with as `speaker`, an empty one where it has none.
+
+    Raises:
+        ValueError: something else than a profile or the path of one.
+    """
+    speaker = clip.get("speaker")
+    if speaker is None:
+        return SpeakerProfile()
+    if isinstance(speaker, str | PathLike):
+        return SpeakerProfile.load(speaker)
+    if type(speaker).__name__ != SpeakerProfile.__name__:  # by name: a checkpoint's own code has a class of its own
+        raise ValueError(f"speaker is a profile from enrol(), or the path of one; found {type(speaker).__name__}")
+    return speaker
 
 
 def describe(clip: Mapping[str, Any]) -> str:

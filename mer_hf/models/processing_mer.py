@@ -8,6 +8,9 @@
 
 Masks are bool, True = real; times are seconds from the clip's start. In a dialogue every tensor has one more axis,
 turns, after the batch, and there is a `turn_mask` (batch, turns).
+
+An example may also hold `audio_speaker` and `vision_speaker` (2, dim), the statistics of an enrolled speaker that
+`MerPreTrainedModel.speaker_statistics` makes of a profile; padded they are (batch, 2, dim), zeros for nobody enrolled.
 """  # noqa: E501 - a table's row is one line
 
 import math

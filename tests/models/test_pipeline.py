@@ -693,3 +693,38 @@ def test_a_clip_in_which_nothing_is_left(wav, tmp_path):
     assert listener((noise(0.025), RATE), return_details=True)["modalities"] == ["audio"]
     with pytest.raises(ValueError, match="a clip of audio: nothing in it"):  # shorter than one frame
         listener((noise(0.02), RATE))
+
+
+# Calibration
+
+
+def test_scores_are_of_the_logits_divided_by_the_temperature(folders, wav):
+    plain = pipeline(TASK, model=str(folders["mman"]), device="cpu")
+    before = scores(plain(wav, text=TRANSCRIPT))
+    inputs = plain.processor.pad([plain.preprocess({"audio": wav, "text": TRANSCRIPT}).turns[0].example])
+    with torch.no_grad():
+        logits = plain.model(**inputs).logits
+    plain.model.config.temperature = 2.5
+    after = scores(plain(wav, text=TRANSCRIPT))
+    expected = dict(zip(plain.model.config.id2label.values(), (logits[0] / 2.5).softmax(-1).tolist(), strict=True))
+    assert after == pytest.approx(expected, abs=1e-6)
+    assert max(after.values()) < max(before.values()) - 0.01
+    assert sorted(after, key=after.get) == sorted(before, key=before.get)
+    turns = plain(dialogue=[{"audio": wav, "text": TRANSCRIPT}])
+    assert scores(turns[0]) == pytest.approx(expected, abs=1e-6)
+    with torch.no_grad():
+        assert torch.equal(plain.model(**inputs).logits, logits)  # the model's own are what training sees
+
+
+def test_the_temperature_travels_with_the_checkpoint(folders, pipes, tmp_path):
+    """A generation parameter has the same name, and transformers drops those from configurations unless declared."""
+    pipe = pipeline(TASK, model=str(folders["cme"]), device="cpu")
+    pipe.model.config.temperature = 0.5
+    pipe.save_pretrained(tmp_path)
+    again = pipeline(TASK, model=str(tmp_path), device="cpu")
+    assert again.model.config.temperature == 0.5
+    assert same(again(clip(0)), pipe(clip(0)))
+    assert not same(again(clip(0)), pipes["cme"](clip(0)), 0.01)
+    for temperature in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="temperature must be above 0 and finite"):
+            CMEConfig(audio_embed_dim=4, temperature=temperature)

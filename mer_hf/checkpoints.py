@@ -1,0 +1,96 @@
+"""Test a saved model on the fold it was kept for."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModel, AutoProcessor
+
+from .calibration import calibration_report
+from .corpora import Corpus
+from .data.collator import ClipDataset, DialogueDataset
+from .data.protocols import FoldSplit
+from .evaluation import evaluation_report
+from .experiment import TRAINED_ON, chosen_splits, trained_on
+from .training import predict_logits
+
+
+def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None = None) -> dict[str, Any]:
+    """A saved model's scores on the test side of one fold, with intervals, calibration and the fold's hash.
+
+    model: a folder or Hub id with its processor. fold: None = the one that the checkpoint says it was trained for. Of
+    a checkpoint that does not say (`trained_on.json`), whether it has seen these clips is for the caller to know.
+
+    Raises:
+        ValueError: a fold the corpus does not have, or another than the checkpoint was trained for, which would test
+            it on clips it was trained on; labels that are not the model's, a checkpoint with untrained weights, or
+            face features of another width.
+    """
+    split = _own_split(corpus, model, fold)
+    network = AutoModel.from_pretrained(model).eval()
+    if getattr(network, "untrained_keys", ()):
+        raise ValueError(f"model: {model} lacks {len(network.untrained_keys)} weights; fine-tune it first")
+    processor = AutoProcessor.from_pretrained(model)
+    rows = [corpus.by_id[i] for i in split.test]
+    config = network.config
+    raw = tuple(modality for modality in config.modalities if config.reads_raw(modality))
+    extras = vision_extras(corpus, config.vision_embed_dim)
+
+    def complete(row: Any, example: dict[str, Any]) -> dict[str, Any]:
+        return example | dict(extras.get(row["id"], {}))
+
+    clips: Any = ClipDataset(rows, processor, config.label2id, raw, transform=complete)
+    order = list(range(len(rows)))
+    if config.uses_context:
+        clips = DialogueDataset(clips, [row["dialogue_id"] for row in rows], [row["turn"] for row in rows])
+        order = [index for dialogue in clips.dialogues for index in dialogue]
+    logits, labels = predict_logits(network, clips)
+    groups = np.array([rows[index][corpus.cluster] for index in order])
+    return {
+        "model": str(model),
+        "split": split.name,
+        "fold": split.fold,
+        "sha256": split.sha256,
+        **corpus.protocol_notes,
+        **evaluation_report(labels, logits.argmax(-1), groups, config.id2label),
+        "calibration": calibration_report(logits, labels, config.temperature),
+    }
+
+
+def _own_split(corpus: Corpus, model: str | PathLike, fold: int | None) -> FoldSplit:
+    """The split to test on, checked against what stands beside the checkpoint."""
+    file = Path(model) / TRAINED_ON
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if known is None or known["corpus"] != corpus.name:
+        if fold is None:
+            folds = [split.fold for split in corpus.splits]
+            raise ValueError(f"fold: {model} does not say what it was trained on; name one of the folds {folds}")
+        return chosen_splits(corpus, [fold])[0]
+    split = chosen_splits(corpus, [known["fold"] if fold is None else fold])[0]
+    if trained_on(corpus, split) != known:
+        raise ValueError(
+            f"fold: {model} was trained for fold {known['fold']} of {known['protocol']} "
+            f"({known['sha256'][:12]}), this is fold {split.fold} of {split.name} ({split.sha256[:12]}): it may have "
+            "been trained on these test clips"
+        )
+    return split
+
+
+def vision_extras(corpus: Corpus, width: int | None) -> dict[str, Any]:
+    """What a model without a vision backbone reads of the corpus's faces: their frames, or one vector a clip.
+
+    Raises:
+        ValueError: the corpus has neither of this width.
+    """
+    if width is None:
+        return {}
+    if width == corpus.vision_width:
+        return dict(corpus.extras)
+    if corpus.vision_width is not None and width == 3 * corpus.vision_width:
+        return {i: {"vision_embeds": vector} for i, vector in corpus.vision_vectors.items()}
+    raise ValueError(
+        f"the model reads face features of width {width}, the corpus has {corpus.vision_width or 'none'}; "
+        "give the face_scores it was trained with"
+    )
