@@ -264,11 +264,15 @@ def _combine(corpus: Corpus, job: Job, output_dir: Path) -> Answers:
 
 
 def _fused(job: Job, output_dir: Path, record: dict[str, Any]) -> tuple[MerPreTrainedModel, MerProcessor]:
-    """The late fusion of the branches' checkpoints, which were kept before it, and the processor that knows words."""
+    """The late fusion of the branches' checkpoints, which were kept before it, with the tokenizer of the one that
+    reads words, and silence trimmed as for the one that wants it."""
     folders = {name: output_dir / name for name in record["chosen"]["branches"]}
     model = LateFusionForEmotionClassification.from_branches(folders)
+    processors = {name: AutoProcessor.from_pretrained(folder) for name, folder in folders.items()}
     words = [name for name, branch in model.branches.items() if "text" in branch.config.modalities]
-    return model, AutoProcessor.from_pretrained(folders[(words or list(folders))[0]])
+    processor = processors[(words or list(folders))[0]]
+    processor.trim_db = next((own.trim_db for own in processors.values() if own.trim_db is not None), None)
+    return model, processor
 
 
 def _tested(corpus: Corpus, split: FoldSplit, answers: Answers) -> dict[str, Any]:

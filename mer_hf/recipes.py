@@ -285,6 +285,37 @@ def mman(corpus: Corpus, split: FoldSplit, seed: int, network: str = "mman", onl
     return Plan(model, MerProcessor.default(), *datasets, settings, ExampleDataset(train))
 
 
+def audio_frames(corpus: Corpus, split: FoldSplit, seed: int) -> Plan:
+    """Learned alignment's speech encoder alone: a BiLSTM over filterbank frames between the silent ends of a clip."""
+    set_seed(seed)
+    config = LearnedAlignmentConfig(
+        audio_config=FilterbankConfig(
+            normalization="global",  # CME's paper: none; validation
+            conv_dims=(64, 64),  # CME's paper: 64, 128, 128; cost
+            conv_kernels=(5, 3),  # CME's paper: 5, 2, 2; untuned
+            conv_strides=(3, 2),  # CME's paper: 1; cost
+            nonlinearity=True,  # CME's paper: none; untuned
+        ),
+        alignment="none",  # there are no words to align
+        hidden_size=64,  # paper: 100; validation, as good as 96
+        dropout=0.5,  # paper
+        label_smoothing=0.1,  # paper: 0; untuned
+        id2label=dict(enumerate(corpus.labels)),
+        label2id=corpus.label2id,
+    )
+    settings = TrainingSettings(
+        epochs=24,  # paper: 150; untuned
+        batch_size=32,  # paper: 64; untuned
+        learning_rate=3e-3,  # paper: 1e-3; validation
+        weight_decay=0.3,  # paper: 0; untuned
+        keep="last",  # as mman
+        seed=seed,
+    )
+    processor = MerProcessor.default(trim_db=30.0)  # validation: 51.5 on two folds, untrimmed 45.0
+    datasets = clip_datasets(corpus, split, processor, ("audio",))
+    return Plan(LearnedAlignmentForEmotionClassification(config), processor, *datasets, settings)
+
+
 LOG_MEL_LEVELS = (*range(40), *range(160, 200))
 """Entries of the fixed audio vector that a louder voice shifts alike: means and maxima of the log-mels."""
 
@@ -300,7 +331,8 @@ def _vectors(corpus: Corpus, ids: Sequence[str], modalities: Collection[str]) ->
 
 
 RECIPES: dict[str, Recipe] = {
-    "audio": partial(mman, network="unimodal", only="audio"),
+    "audio_vector": partial(mman, network="unimodal", only="audio"),
+    "audio_frames": audio_frames,
     "face": partial(mman, network="unimodal", only="vision"),
     "text": text,
     "cme": cme,
@@ -309,10 +341,15 @@ RECIPES: dict[str, Recipe] = {
     "clstm_mma": partial(mman, network="clstm_mma"),
     "mman": mman,
 }
-COMBINATIONS = {"late_fusion": ("audio", "face", "text")}
+COMBINATIONS = {
+    "audio": ("audio_vector", "audio_frames"),  # validation: 52.5, audio LR 50.2, the two alone 47.8 and 46.5
+    "late_fusion": ("audio_vector", "audio_frames", "face", "text"),
+}
 """Calibrated late fusions by name, and the models of one modality that each fuses, where the corpus has that."""
 READS = {
     "audio": ("audio",),
+    "audio_vector": ("audio",),
+    "audio_frames": ("audio",),
     "face": ("vision",),
     "text": ("text",),
     "cme": ("audio", "text"),

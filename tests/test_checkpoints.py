@@ -120,7 +120,7 @@ def test_majority_counts_the_training_side_only():
     assert chosen == {"answer": "happy"} and (test.argmax(-1) == 0).all() and len(validation) == len(split.validation)
 
 
-@pytest.mark.parametrize("name", ["audio", "face", "mman", "cme", "learned_alignment", "cme_max"])
+@pytest.mark.parametrize("name", ["audio_frames", "face", "mman", "cme", "learned_alignment", "cme_max"])
 def test_a_recipe_says_what_the_corpus_lacks(name):
     corpus = tellable()
     with pytest.raises(ValueError, match=f"{name}: corpus 'own' has no"):

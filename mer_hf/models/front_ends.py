@@ -96,6 +96,30 @@ def _mel_filters(fft_size: int, num_mel_bins: int) -> np.ndarray:
     return np.concatenate([triangles, np.zeros((1, num_mel_bins))]).astype(np.float32)
 
 
+def without_silent_ends(frames: Tensor, mask: Tensor, trim_db: float) -> Tensor:
+    """mask (batch, frames) less what is quieter than `trim_db` under the clip's loudest frame at either end.
+
+    frames (batch, frames, bins): log-mels, as `LogMel` returns them.
+    """
+    level = 10 * math.log10(math.e) * frames.logsumexp(dim=-1)  # (batch, frames), decibels
+    level = level.masked_fill(~mask, -math.inf)
+    loud = (level >= level.amax(dim=-1, keepdim=True) - trim_db) & mask
+    begun = loud.long().cumsum(dim=-1) > 0
+    continues = loud.long().flip(-1).cumsum(dim=-1).flip(-1) > 0
+    return begun & continues
+
+
+@torch.no_grad()
+def loud_part(audio: np.ndarray, trim_db: float, num_mel_bins: int = 40) -> slice:
+    """The samples of audio (samples,) at 16 kHz between its silent ends; all of a clip shorter than one frame."""
+    waveform = torch.from_numpy(np.asarray(audio, dtype=np.float32))[None]
+    if waveform.shape[1] < WINDOW:
+        return slice(0, waveform.shape[1])
+    frames = LogMel(num_mel_bins)(waveform)
+    places = without_silent_ends(frames, torch.ones(frames.shape[:2], dtype=torch.bool), trim_db)[0].nonzero()
+    return slice(int(places.min()) * HOP, int(places.max()) * HOP + WINDOW)
+
+
 class UtteranceNormalization(nn.Module):
     """Mean and variance normalisation of each clip by its own frames, whoever speaks."""
 
@@ -278,21 +302,12 @@ class FilterbankStatisticsModel(FrontEndPreTrainedModel):
         frames = self.log_mel(self._at_least_one_frame(input_values))  # (batch, frames, bins)
         mask = lengths_to_mask(lengths, frames.shape[1])
         if self.config.trim_db is not None:
-            mask = self._without_silent_ends(frames, mask)
+            mask = without_silent_ends(frames, mask, self.config.trim_db)
         frames = torch.cat([frames, self._deltas(frames, lengths)], dim=-1)
         mean = masked_mean(frames, mask)
         deviation = masked_mean((frames - mean.unsqueeze(1)).square(), mask).sqrt()
         vector = torch.cat([mean, deviation, masked_max(frames, mask)], dim=-1)
         return BaseModelOutput(last_hidden_state=vector.unsqueeze(1))
-
-    def _without_silent_ends(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """mask (batch, frames) less what is quieter than `trim_db` under the clip's loudest frame at either end."""
-        level = 10 * math.log10(math.e) * frames.logsumexp(dim=-1)  # (batch, frames), decibels
-        level = level.masked_fill(~mask, -math.inf)
-        loud = (level >= level.amax(dim=-1, keepdim=True) - self.config.trim_db) & mask
-        begun = loud.long().cumsum(dim=-1) > 0
-        continues = loud.long().flip(-1).cumsum(dim=-1).flip(-1) > 0
-        return begun & continues
 
     def _deltas(self, frames: Tensor, lengths: Tensor) -> Tensor:
         last = (lengths - 1).clamp(min=0).unsqueeze(1)

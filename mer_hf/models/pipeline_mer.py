@@ -327,6 +327,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         else:
             frames = turn.example.get("pixel_values", turn.example.get("vision_embeds", ()))
             times = torch.as_tensor(turn.example.get("vision_times", range(len(frames)))).numpy()
+        times = times + turn.example.get("begins", 0.0)  # of the whole clip, as its words' times are
         return {"weights": weights[:rows, : len(times)].numpy(), "frame_times": times}
 
     def _audio_frames(self, example: Mapping[str, Any]) -> int:

@@ -33,6 +33,7 @@ from transformers import (
 from .alignment import Word, split_words
 from .batching import pad_dialogues, pad_examples
 from .configuration_front_ends import SAMPLING_RATE
+from .front_ends import loud_part
 from .media import NoStreamError, crop_face, load_audio, load_frames
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
@@ -92,10 +93,12 @@ class MerProcessor(ProcessorMixin):
 
     All three parts are always there (they are small); `default` fills in what a model does not use.
     num_frames: face frames sampled uniformly from a video; crop_faces: cut the largest face out of each frame and
-    leave frames without one out (needs the extra `mer-hf[video]`).
+    leave frames without one out (needs the extra `mer-hf[video]`); trim_db: cut what is quieter than this many
+    decibels under the loudest 10 ms off both ends of the sound, and count all times from where it then begins.
 
     Raises:
-        ValueError: a feature extractor for another rate; a tokenizer that cannot say which word a token belongs to.
+        ValueError: a trim_db of 0 or less; a feature extractor for another rate; a tokenizer that cannot say which
+            word a token belongs to.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class MerProcessor(ProcessorMixin):
         image_processor: ViTImageProcessor,
         num_frames: int = 8,
         crop_faces: bool = False,
+        trim_db: float | None = None,
         **kwargs,
     ):
         super().__init__(feature_extractor, tokenizer, image_processor, **kwargs)
@@ -115,7 +119,10 @@ class MerProcessor(ProcessorMixin):
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer {type(tokenizer).__name__} knows no word_ids; use its fast version")
         self.num_frames = num_frames
+        if trim_db is not None and not trim_db > 0:
+            raise ValueError(f"trim_db must be above 0 decibels, found {trim_db}")
         self.crop_faces = crop_faces
+        self.trim_db = trim_db
 
     @classmethod
     def default(
@@ -169,28 +176,34 @@ class MerProcessor(ProcessorMixin):
 
         audio float (samples,) at 16 kHz; text a transcript, or words [{"word", "start", "end"}] with times in seconds
         or without; frames uint8 (frames, height, width, 3) with frame_times (frames,) in seconds. None = the clip has
-        none. `word_times` has a row for every word, also for those beyond the tokenizer's limit, without tokens.
+        none. With trim_db, `begins` is the second that the times count from. `word_times` has a row for every word,
+        also for those beyond the tokenizer's limit, without tokens.
 
         Raises:
             ValueError: audio with channels, frames without times or with another number of them, and what
                 `clean_words` refuses.
         """
-        example = {}
+        example, begins = {}, 0.0
         if audio is not None:
             if np.ndim(audio) != 1:
                 raise ValueError(f"audio of one clip is (samples,), mono; found {np.shape(audio)}")
+            if self.trim_db is not None:
+                kept = loud_part(audio, self.trim_db)
+                audio, begins = audio[kept], kept.start / SAMPLING_RATE
+                example["begins"] = begins
             values = self.feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
             example["input_values"] = values[0].float()
         words = clean_words(words) if words else [{"word": word} for word in split_words(text or "")]
         if words:
             example |= self._tokens([word["word"] for word in words])
         if words and "start" in words[0]:
-            example["word_times"] = torch.tensor([[word["start"], word["end"]] for word in words], dtype=torch.float32)
+            times = torch.tensor([[word["start"], word["end"]] for word in words], dtype=torch.float32)
+            example["word_times"] = (times - begins).clamp(min=0)
         if (frames is None) != (frame_times is None) or (frames is not None and len(frames) != len(frame_times)):
             raise ValueError("frames and frame_times go together, one time a frame")
         if frames is not None and len(frames):
             example["pixel_values"] = self.image_processor(list(frames), return_tensors="pt").pixel_values
-            example["vision_times"] = torch.as_tensor(frame_times, dtype=torch.float32)
+            example["vision_times"] = torch.as_tensor(frame_times, dtype=torch.float32) - begins
         return example
 
     def _tokens(self, words: list[str]) -> dict[str, torch.Tensor]:

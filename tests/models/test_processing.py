@@ -281,6 +281,7 @@ def test_saved_and_loaded_as_one(tmp_path, make):
         image_processor=ViTImageProcessor(**SMALL_IMAGES),
         num_frames=3,
         crop_faces=True,
+        trim_db=20.0,
     )
     saved.save_pretrained(tmp_path)
     clip = {
@@ -292,10 +293,10 @@ def test_saved_and_loaded_as_one(tmp_path, make):
     expected = saved(**clip)
     for loaded in (MerProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert type(loaded) is MerProcessor
-        assert (loaded.num_frames, loaded.crop_faces) == (3, True)
+        assert (loaded.num_frames, loaded.crop_faces, loaded.trim_db) == (3, True, 20.0)
         found = loaded(**clip)
         assert set(found) == set(expected)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert all(torch.equal(torch.as_tensor(found[name]), torch.as_tensor(expected[name])) for name in expected)
 
 
 def test_a_folder_with_model_and_processor_gives_the_processor(tmp_path):
@@ -325,3 +326,37 @@ def test_decoding_crops_faces_and_leaves_faceless_frames_out(monkeypatch):
     found[:] = False
     assert MerProcessor.default(crop_faces=True).load(video=video) == {}
     assert len(MerProcessor.default(num_frames=2).load(video=video)["frames"]) == 2
+
+
+def test_silent_ends_are_trimmed_and_times_move_along():
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 10
+    audio = np.concatenate([np.zeros(8_000), noise, 1e-4 * noise[:4_000]]).astype(np.float32)
+    clip = {
+        "audio": audio,
+        "words": [{"word": "kids", "start": 0.6, "end": 0.9}, {"word": "door", "start": 0.9, "end": 1.4}],
+        "frames": np.zeros((2, 12, 12, 3), np.uint8),
+        "frame_times": np.array([0.1, 1.0]),
+    }
+    whole, trimmed = (
+        MerProcessor.default(image_processor=ViTImageProcessor(**SMALL_IMAGES), trim_db=level).example(**clip)
+        for level in (None, 30.0)
+    )
+    begins = trimmed["begins"]
+    assert 0.47 < begins <= 0.5 and "begins" not in whole
+    start = round(begins * 16_000)
+    assert torch.equal(trimmed["input_values"], whole["input_values"][start : start + len(trimmed["input_values"])])
+    assert 16_000 <= len(trimmed["input_values"]) <= 16_000 + 2 * 400
+    torch.testing.assert_close(trimmed["word_times"], whole["word_times"] - begins)
+    torch.testing.assert_close(trimmed["vision_times"], whole["vision_times"] - begins)
+
+
+@pytest.mark.parametrize("audio", [np.zeros(0), np.zeros(100), np.zeros(3_000), np.full(399, 0.5)])
+def test_what_has_no_loud_part_stays_whole(audio):
+    trimmed = MerProcessor.default(trim_db=30.0).example(audio=audio.astype(np.float32))
+    assert trimmed["begins"] == 0.0
+    assert len(trimmed["input_values"]) >= len(audio) - 160, "but for samples beyond the last whole frame"
+
+
+def test_trimming_needs_a_level():
+    with pytest.raises(ValueError, match="trim_db must be above 0 decibels, found -3"):
+        MerProcessor.default(trim_db=-3)
