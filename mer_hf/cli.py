@@ -165,6 +165,13 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """Options of `mer-hf evaluate` and `scripts/cross_validate.py`."""
     _add_corpus_options(parser)
     _add_experiment_options(parser)
+    parser.add_argument(
+        "--enrol",
+        type=int,
+        nargs="+",
+        metavar="CLIPS",
+        help="rows for speakers known from so many unlabelled clips each, with --models lr_both,mman",
+    )
     parser.add_argument("--model", help="test this saved model (a folder or Hub id) instead of training")
     parser.add_argument("--fold", type=int, help="with --model: the fold to test on; default the one it was kept for")
     parser.add_argument("--output", type=Path, help="with --model: write the report to this JSON file too")
@@ -290,6 +297,9 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Cross-validate as `train`, or test a saved model and print its report."""
+    if options.enrol is not None:
+        _enrol(options)
+        return
     if options.model is None:
         train(options)
         return
@@ -304,6 +314,24 @@ def evaluate(options: argparse.Namespace) -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def _enrol(options: argparse.Namespace) -> None:
+    if options.output_dir is None or options.model is not None:
+        raise ValueError("--enrol trains models of its own: give --output_dir, and no --model")
+    corpus = _load_corpus(options, options.output_dir)
+    from .enrolment_rows import MODELS as ENROLLABLE
+    from .enrolment_rows import enrolment_rows, results_table
+
+    results = enrolment_rows(
+        corpus,
+        options.output_dir,
+        options.models or ENROLLABLE,
+        range(options.seeds),
+        options.enrol,
+        progress=lambda line: print(line, flush=True),
+    )
+    print(results_table(results))
 
 
 # align, demo, doctor

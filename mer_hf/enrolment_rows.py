@@ -13,6 +13,7 @@ serves known and unknown speakers. Choices as in `recipes`, by validation alone.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -76,11 +77,14 @@ def enrolment_rows(
     models: "lr_both" and "mman". seeds: of training and of the draw of enrolment clips.
 
     Raises:
-        ValueError: another model, no seed, or a test speaker with no more clips than the largest size.
+        ValueError: another model, no seed, no size or one below 1, or a test speaker with no more clips than the
+            largest size.
     """
     unknown = [name for name in models if name not in MODELS]
     if unknown or not models or not seeds:
         raise ValueError(f"models must be among {', '.join(MODELS)}, with a seed or more; found {unknown or 'none'}")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be numbers of clips, at least 1; found {list(sizes)}")
     jobs = [
         Job(name, enrolled, split, seed)
         for name in models
@@ -94,7 +98,9 @@ def enrolment_rows(
         shown = ", ".join(f"{row} {100 * np.mean(hits):.1f}" for row, hits in _hits(records[-1]).items())
         progress(f"{job.model}, seed {job.seed}, fold {job.split.fold}: {shown}")
     results = summarize(corpus, records, sizes)
+    shutil.rmtree(Path(output_dir) / "unfinished", ignore_errors=True)
     write_json(Path(output_dir) / "results.json", results)
+    (Path(output_dir) / "results.md").write_text(results_table(results) + "\n", encoding="utf-8")
     return results
 
 

@@ -62,6 +62,7 @@ TOP_MAY_NOT = {
     "compact_encoders": {"cli", "hub", "corpora", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
     "corpora": {"cli", "hub", "compact_encoders", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
     "text_recipes": {"cli", "hub", "compact_encoders", "checkpoints", *DEMO},
+    "enrolment_rows": {"cli", "hub", "compact_encoders", "experiment", "checkpoints", *DEMO},
     "alignment_report": {"cli", "hub", "compact_encoders", "corpora", "recipes", "reporting", "experiment", *DEMO},
     "recipes": {"cli", "hub", "compact_encoders", "experiment", "reporting", "checkpoints", *DEMO},
     "reporting": {"cli", "hub", "compact_encoders", "experiment", "checkpoints", *DEMO},
