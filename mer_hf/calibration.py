@@ -10,7 +10,7 @@ A validation set without a mistake has none: its NLL falls for ever as T goes to
 over the validation clips and over all labels, as Platt (1999, section 2.2) does with his targets. The confidence then
 never exceeds what n clips can show, and T moves by the order of 1 / n. What is left is cut to `TEMPERATURES`.
 
-    model.config.temperature = fit_temperature(logits, labels)   # the pipeline applies it
+    model.config.calibration_temperature = fit_temperature(logits, labels)   # the pipeline applies it
 """
 
 from collections.abc import Callable

@@ -55,7 +55,7 @@ def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None 
         "sha256": split.sha256,
         **corpus.protocol_notes,
         **evaluation_report(labels, logits.argmax(-1), groups, config.id2label),
-        "calibration": calibration_report(logits, labels, config.temperature),
+        "calibration": calibration_report(logits, labels, config.calibration_temperature),
     }
 
 

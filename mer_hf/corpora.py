@@ -108,7 +108,8 @@ class Corpus:
         """Beside every result: what is apart on the sides of a fold, who uses it, what intervals resample."""
         if self.protocol is None:
             return {"clusters": self.cluster}
-        return {"unit": self.protocol.unit, "source": self.protocol.source, "clusters": self.cluster}
+        own = self.protocol
+        return {"unit": own.unit, "source": own.source, "metric": own.metric, "clusters": self.cluster}
 
     @cached_property
     def vision_width(self) -> int | None:

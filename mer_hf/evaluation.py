@@ -299,7 +299,7 @@ def evaluation_report(
     None; id2label as in a model's config (keys may be the strings JSON makes of them).
 
     Returns n, speakers (their number, or None), wa, ua, macro_f1, weighted_f1 (fractions); `intervals`: level, and
-    [low, high] for wa and ua, None when there are fewer than two speakers to resample; `majority_wa`: WA of always
+    [low, high] for each score, None when there are fewer than two speakers to resample; `majority_wa`: WA of always
     answering the commonest reference; `labels`, `support` and `recall` by label (None for a label absent from the
     references); `confusion`: rows = references, both axes in the order of `labels`.
 
@@ -347,14 +347,14 @@ def _report_intervals(
     resamples: int,
     seed: int,
 ) -> tuple[dict[str, Any], int | None]:
-    none = {"level": level, "wa": None, "ua": None}
+    none = {"level": level, **dict.fromkeys(SCORES)}
     if speakers is None:
         return none, None
     size = _group_numbers(_labelled(labels, predictions, num_labels, speakers)[2])[1]
     if size < 2:
         return none, size
     found = metric_intervals(labels, predictions, speakers, num_labels, level, resamples, seed)
-    return {"level": level, **{name: [found[name].low, found[name].high] for name in ("wa", "ua")}}, size
+    return {"level": level, **{name: [found[name].low, found[name].high] for name in SCORES}}, size
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +20,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 from transformers import AutoProcessor
 
 from . import LateFusionForEmotionClassification, MerPreTrainedModel, MerProcessor
 from .calibration import fit_temperature
 from .corpora import Corpus, write_json
+from .data.collator import DialogueDataset
 from .data.named_protocols import paper_split
 from .data.protocols import FoldSplit
 from .evaluation import emotion_metrics
 from .explanation import plotting_installed
 from .hub import save_checkpoint
 from .models.modeling_late_fusion import fuse_logits
-from .recipes import COMBINATIONS, FLOORS, RECIPES, Plan, check_modalities, floor, possible_models
+from .recipes import (
+    COMBINATIONS,
+    FLOORS,
+    RECIPES,
+    Floor,
+    Plan,
+    Recipe,
+    check_modalities,
+    floor,
+    possible_models,
+)
 from .reporting import logits_of, plot_results, report_text, summarize
 from .training import fit, predict_logits, process_state
 
@@ -38,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 LOGISTIC = "lr"
 """Stands for all logistic regressions that the corpus has vectors for."""
+
+
+FLOOR_OF: dict[str, Floor] = {name: partial(floor, name=name) for name in FLOORS}
 
 
 class Job(NamedTuple):
@@ -146,18 +162,24 @@ def chosen_splits(corpus: Corpus, folds: Sequence[int] | None) -> list[FoldSplit
 
 
 def run_job(
-    corpus: Corpus, job: Job, output_dir: Path, epochs: int | None = None, keep: Path | None = None
+    corpus: Corpus,
+    job: Job,
+    output_dir: Path,
+    epochs: int | None = None,
+    keep: Path | None = None,
+    recipes: Mapping[str, Recipe] = RECIPES,
+    floors: Mapping[str, Floor] = FLOOR_OF,
 ) -> tuple[dict[str, Any], bool]:
     """What a job gave, and whether it was there already. Its file is `output_dir/folds/<job>.json`.
 
-    keep: where its checkpoint goes (floors have none).
+    keep: where its checkpoint goes (floors have none). recipes, floors: what the names of models stand for.
 
     Raises:
         ValueError: the file was made otherwise.
     """
     file, state = _job_file(output_dir, job), process_state()
     split = job.split if job.honest else paper_split(job.split)
-    plan = RECIPES[job.model](corpus, split, job.seed) if job.model in RECIPES else None
+    plan = recipes[job.model](corpus, split, job.seed) if job.model in recipes else None
     if plan is not None and epochs is not None:
         plan = plan._replace(settings=_with_epochs(plan, epochs))
     origin = describe(corpus, job, plan)
@@ -173,8 +195,8 @@ def run_job(
     wall, cpu = time.perf_counter(), time.process_time()
     if plan is not None:
         answers = _train(plan, output_dir / "unfinished" / job.name, state)
-    elif job.model in FLOORS:
-        answers = Answers(*floor(corpus, split, job.model))
+    elif job.model in floors:
+        answers = Answers(*floors[job.model](corpus, split))
     else:
         answers = _combine(corpus, job, output_dir)
     record = {
@@ -185,9 +207,9 @@ def run_job(
         "processes": state.num_processes,
     }
     if state.is_main_process:
-        if keep is not None and job.model not in FLOORS:
+        if keep is not None and job.model not in floors:
             model, processor = _fused(job, output_dir, record) if plan is None else (plan.model, plan.processor)
-            model.config.temperature = record["temperature"]
+            model.config.calibration_temperature = record["temperature"]
             save_checkpoint(model, processor, keep)
             write_json(keep / TRAINED_ON, trained_on(corpus, job.split))
         write_json(file, record)
@@ -248,7 +270,15 @@ def _train(plan: Plan, directory: Path, state: PartialState) -> Answers:
     state.wait_for_everyone()  # all have read the best epoch's weights
     if state.is_main_process:
         shutil.rmtree(directory, ignore_errors=True)  # where the last epoch is kept nothing was saved
-    return Answers(predict_logits(plan.model, plan.validation)[0], predict_logits(plan.model, plan.test)[0], chosen)
+    return Answers(logits_by_row(plan.model, plan.validation), logits_by_row(plan.model, plan.test), chosen)
+
+
+def logits_by_row(model: MerPreTrainedModel, dataset: Dataset) -> NDArray:
+    """Logits (rows, labels) in the order of the rows that a data set was made of, whatever that of its dialogues."""
+    logits = predict_logits(model, dataset)[0]
+    if not isinstance(dataset, DialogueDataset):
+        return logits
+    return logits[np.argsort([index for dialogue in dataset.dialogues for index in dialogue])]
 
 
 def _combine(corpus: Corpus, job: Job, output_dir: Path) -> Answers:

@@ -66,6 +66,8 @@ class Plan(NamedTuple):
 
 
 Recipe = Callable[[Corpus, FoldSplit, int], Plan]
+Floor = Callable[[Corpus, FoldSplit], tuple[NDArray, NDArray, dict[str, Any]]]
+"""Gives logits (clips, labels) of the validation and of the test clips, and what was chosen."""
 
 
 # Parts of several recipes

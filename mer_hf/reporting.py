@@ -159,22 +159,23 @@ def _place(record: Record) -> tuple[int, int]:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The results as a Markdown table: means over folds and seeds, 95 % intervals over clusters.
+    """The results as a Markdown table: means over folds and seeds, 95 % intervals over clusters of the score that the
+    field compares on this protocol, and that score's deviation over seeds.
 
     ece is that of the calibrated probabilities; "wa chosen on test" stands there only where it was measured.
     """
-    rows = []
+    rows, metric = [], results["protocol"].get("metric", "wa")
     for name, model in results["models"].items():
         row = {"model": name} | {column: model["mean"][column] for column in SCORES}
-        row["wa_95"] = _range(model["pooled"]["intervals"]["wa"])
-        row["over seeds"] = model["seed_deviation"]["wa"]
+        row[f"{metric}_95"] = _range(model["pooled"]["intervals"][metric])
+        row["over seeds"] = model["seed_deviation"][metric]
         row["ece"] = model["calibration"]["after"]["ece"]
         for floor in FLOORS:
             row[f"wa - {floor}"] = _gap(model["wa_minus"].get(floor))
         if OPTIMISTIC in model:
             row[f"wa {OPTIMISTIC}"] = model[OPTIMISTIC]["mean"]["wa"]
         rows.append(row | {"parameters": model["parameters"], "cpu_s": model["cpu_seconds"]})
-    columns = ["model", *SCORES, "wa_95", "over seeds", "ece", *(f"wa - {floor}" for floor in FLOORS)]
+    columns = ["model", *SCORES, f"{metric}_95", "over seeds", "ece", *(f"wa - {floor}" for floor in FLOORS)]
     columns += [f"wa {OPTIMISTIC}", "parameters", "cpu_s"]
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     return format_table(rows, shown)

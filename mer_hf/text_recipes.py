@@ -22,8 +22,6 @@ to the encoder as written: `MerProcessor` would take the punctuation.
 import hashlib
 import json
 import logging
-import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -40,7 +38,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from . import MerProcessor, MMANConfig, MMANForEmotionClassification
-from .calibration import fit_temperature
 from .corpora import Corpus, write_json
 from .data.collator import DialogueDataset, ExampleDataset
 from .data.features import cache_embeds
@@ -48,13 +45,13 @@ from .data.meld import scan
 from .data.named_protocols import PROTOCOLS
 from .data.protocols import SIDES, FoldSplit
 from .data.schema import EMOTIONS
-from .evaluation import SCORES, emotion_metrics, format_table, metric_intervals
-from .experiment import Job, describe
+from .evaluation import SCORES, emotion_metrics, format_table
+from .experiment import Job, run_job
 from .models.layers import MaskedRNN, Standardizer
 from .models.modeling_mman import NetworkResult
 from .recipes import Example, Plan
-from .reporting import logits_of, pooled, report_text, summarize
-from .training import TrainingSettings, fit, predict_logits
+from .reporting import logits_of, report_text, summarize
+from .training import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +280,8 @@ RECIPES: dict[str, Callable[..., Plan]] = {
 }
 """Called with corpus, split, seed, encoder_dir."""
 FLOOR = "meld_lr"
+FROZEN = (FLOOR, "meld_lstm", "meld_bilstm", "meld_context")
+"""The models that leave the encoder as it is."""
 
 
 def run_meld(
@@ -290,7 +289,7 @@ def run_meld(
     encoder_dir: str | PathLike,
     output_dir: str | PathLike,
     seeds: Sequence[int] = (0, 1, 2),
-    models: Sequence[str] = (FLOOR, "meld_lstm", "meld_bilstm", "meld_context"),
+    models: Sequence[str] = FROZEN,
     progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Train every model with every seed, score the test side once each; returns what `results.json` then holds.
@@ -306,15 +305,16 @@ def run_meld(
         raise ValueError(f"models must be among {known}, with at least one seed; found {unknown or 'none'}")
     output_dir = Path(output_dir)
     corpus = load_meld_text(data_dir, encoder_dir, output_dir / "cache")
+    recipes = {name: partial(recipe, encoder_dir=encoder_dir) for name, recipe in RECIPES.items()}
     records = []
     for job in [Job(name, seed, corpus.splits[0]) for name in models for seed in seeds]:
-        record, done_before = run_job(corpus, job, encoder_dir, output_dir)
+        record, done_before = run_job(corpus, job, output_dir, recipes=recipes, floors={FLOOR: logistic_regression})
         how = "done before" if done_before else f"{record['seconds']:.0f} s"
         progress(f"{job.name}: weighted F1 {100 * record['scores'][METRIC]:.1f} ({how})")
         records.append(record)
     results = summarize(corpus, corpus.splits, records)
     for name, model in results["models"].items():
-        _add_scores(model, corpus, [record for record in records if record["origin"]["model"] == name])
+        model["validation"] = _validation_scores([r for r in records if r["origin"]["model"] == name])
     results["published"] = {METRIC: PUBLISHED, "source": "Ghosal et al. 2020, arXiv:2010.02795"}
     write_json(output_dir / "results.json", results)
     published = [{"published": name, METRIC: score} for name, score in PUBLISHED.items()]
@@ -324,64 +324,8 @@ def run_meld(
     return results
 
 
-def run_job(corpus: Corpus, job: Job, encoder_dir: str | PathLike, output_dir: Path) -> tuple[dict[str, Any], bool]:
-    """What a job gave, and whether it was there already. Its file is `output_dir/folds/<job>.json`.
-
-    Raises:
-        ValueError: the file was made otherwise.
-    """
-    file = output_dir / "folds" / f"{job.name}.json"
-    plan = None if job.model == FLOOR else RECIPES[job.model](corpus, job.split, job.seed, encoder_dir)
-    origin = describe(corpus, job, plan)
-    if file.is_file():
-        record = json.loads(file.read_text(encoding="utf-8"))
-        differing = sorted(name for name in origin if record["origin"].get(name) != origin[name])
-        if differing:
-            raise ValueError(f"{file} was made with another {', '.join(differing)}; name another output_dir")
-        return record, True
-    wall, cpu = time.perf_counter(), time.process_time()
-    if plan is None:
-        validation, test, chosen = logistic_regression(corpus, job.split)
-    else:
-        directory = output_dir / "unfinished" / job.name
-        chosen = fit(plan.model, plan.train, plan.validation, plan.settings, directory)
-        shutil.rmtree(directory)
-        validation, test = dialogue_logits(plan.model, plan.validation), dialogue_logits(plan.model, plan.test)
-    record = {"origin": origin, **_tested(corpus, job.split, validation, test, chosen), "processes": 1}
-    record["seconds"] = round(time.perf_counter() - wall, 1)
-    record["cpu_seconds"] = round(time.process_time() - cpu, 1)
-    write_json(file, record)
-    return record, False
-
-
-def dialogue_logits(model: MMANForEmotionClassification, dataset: DialogueDataset) -> NDArray:
-    """(rows, labels) in the order of the split's rows, whatever that of the dialogues."""
-    order = [index for dialogue in dataset.dialogues for index in dialogue]
-    return predict_logits(model, dataset)[0][np.argsort(order)]
-
-
-def _tested(
-    corpus: Corpus, split: FoldSplit, validation: NDArray, test: NDArray, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    labels = {side: [corpus.label2id[corpus.by_id[i]["label"]] for i in ids] for side, ids in split.sides.items()}
-    predictions = test.argmax(-1).tolist()
-    return {
-        "chosen": {**chosen, "validation_wa": float((validation.argmax(-1) == labels["validation"]).mean())},
-        "scores": emotion_metrics(labels["test"], predictions, len(corpus.labels)),
-        "temperature": fit_temperature(validation, np.array(labels["validation"])),
-        "labels": labels["test"],
-        "predictions": predictions,
-        "groups": [corpus.by_id[i][corpus.cluster] for i in split.test],
-        "logits": test.round(4).tolist(),
-        "validation": {"labels": labels["validation"], "logits": validation.round(4).tolist()},
-    }
-
-
-def _add_scores(model: dict[str, Any], corpus: Corpus, records: Sequence[Mapping[str, Any]]) -> None:
-    """Into a model's results: mean scores on the validation side, and the interval of the metric on the test side."""
+def _validation_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean scores on the side that models are chosen by."""
     sides = [(record["validation"]["labels"], logits_of(record["validation"])) for record in records]
     scores = [emotion_metrics(labels, logits.argmax(-1), logits.shape[1]) for labels, logits in sides]
-    model["validation"] = {name: float(np.mean([found[name] for found in scores])) for name in SCORES}
-    own = pooled(records)
-    found = metric_intervals(own["labels"], own["predictions"], own["groups"], len(corpus.labels))[METRIC]
-    model["pooled"]["intervals"][METRIC] = [found.low, found.high]
+    return {name: float(np.mean([found[name] for found in scores])) for name in SCORES}

@@ -78,10 +78,10 @@ def test_the_checkpoint_knows_its_fold_and_its_temperature(run):
     report = evaluate_checkpoint(corpus, folder / "text")
     assert (report["fold"], report["sha256"], report["wa"]) == (2, corpus.splits[1].sha256, 1.0)
     config = json.loads((folder / "text" / "config.json").read_text())
-    assert config["temperature"] == record(folder, "text-seed0-fold2")["temperature"] != 1.0
-    assert report["calibration"]["temperature"] == config["temperature"]
+    assert config["calibration_temperature"] == record(folder, "text-seed0-fold2")["temperature"] != 1.0
+    assert report["calibration"]["temperature"] == config["calibration_temperature"]
     assert report["calibration"]["after"]["ece"] < report["calibration"]["before"]["ece"]
-    assert results["models"]["text"]["folds"][1]["temperature"] == config["temperature"]
+    assert results["models"]["text"]["folds"][1]["temperature"] == config["calibration_temperature"]
 
 
 def test_the_kept_fusion_answers_as_its_record(run):

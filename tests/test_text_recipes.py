@@ -13,11 +13,11 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 from mer_hf.data.collator import DialogueDataset, EmotionCollator, ExampleDataset
 from mer_hf.data.meld import COLUMNS, TABLES
 from mer_hf.data.protocols import check_split
+from mer_hf.experiment import logits_by_row
 from mer_hf.text_recipes import (
     PUBLISHED,
     RECIPES,
     class_weights,
-    dialogue_logits,
     load_meld_text,
     meld_context,
     meld_finetuned,
@@ -159,7 +159,7 @@ def test_logits_come_back_in_the_order_of_the_rows(corpus, encoder_dir, recipe):
     generator = torch.Generator().manual_seed(0)
     examples = [{"text_embeds": torch.randn(1, 16, generator=generator), "label": 0} for _ in places]
     dataset = DialogueDataset(ExampleDataset(examples), *zip(*places, strict=True))
-    found = dialogue_logits(model, dataset)
+    found = logits_by_row(model, dataset)
     for name, turns in (("a", (4, 1)), ("b", (3, 5, 0)), ("c", (2,))):
         batch = EmotionCollator()([[examples[index] for index in turns]])
         with torch.inference_mode():

@@ -48,6 +48,8 @@ class Protocol:
     source: str
     corpus: str | None = None
     labels: Mapping[str, str] | None = None
+    metric: str = "wa"
+    """The score that the field compares on it."""
 
     def apply(self, rows: Iterable[Row], audio_hashes: Mapping[str, str] | None = None) -> ProtocolRows:
         """The rows that count, their folds, and what was left out.
@@ -166,6 +168,7 @@ PROTOCOLS = {
             _official("meld-official", "dialogue_id"),
             "the split MELD came with (Poria et al. 2019); speakers recur across it",
             "meld",
+            metric="weighted_f1",
         ),
         Protocol(
             "controlled-official",

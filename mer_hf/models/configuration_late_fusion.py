@@ -19,7 +19,7 @@ SHARED_INPUT = {"audio": (), "text": ("vocab_size",), "vision": ("image_size", "
 
 
 class LateFusionConfig(MerConfig):
-    """`LateFusionForEmotionClassification`. Each branch is calibrated by its own configuration's `temperature`.
+    """`LateFusionForEmotionClassification`. Each branch is calibrated by its own `calibration_temperature`.
 
     All branches see the same inputs: one processor, so one tokenizer and one size of image. Branches that want
     different ones cannot be one model; store their logits and use `fuse_logits`.
@@ -84,8 +84,8 @@ class LateFusionConfig(MerConfig):
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Those of the branches, in their order; `temperature` is for the fused scores."""
-        return tuple(branch.temperature for branch in self.branches)
+        """Those of the branches, in their order; `calibration_temperature` is for the fused scores."""
+        return tuple(branch.calibration_temperature for branch in self.branches)
 
     def reads_raw(self, modality: str) -> bool:
         """Whether every branch that has the modality has a backbone for it."""

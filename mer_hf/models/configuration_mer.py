@@ -4,11 +4,12 @@ import math
 from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_front_ends import SAMPLING_RATE, FilterbankConfig
 
 MODALITIES = ("audio", "text", "vision")
+DEFAULT_BACKBONES = {"audio_config": FilterbankConfig.model_type, "text_config": "bert", "vision_config": "vit"}
+"""What a backbone's configuration is of that does not say."""
 IEMOCAP_LABELS = ("angry", "happy", "neutral", "sad")
 """The four classes all three papers report on; what a configuration without `id2label` gets."""
 
@@ -27,6 +28,7 @@ class MerConfig(PreTrainedConfig):
 
     pipeline_is_registered: ClassVar[bool] = False
     """Set by the installed package: its own pipeline is used, so a checkpoint's copy needs no `trust_remote_code`."""
+    has_no_defaults_at_init: ClassVar[bool] = True  # a configuration without any modality is refused
     uses_context: ClassVar[bool] = False
     """Whether the model reads the turns of a dialogue together, (batch, turns, ...)."""
     has_attentions: ClassVar[bool] = False
@@ -40,11 +42,8 @@ class MerConfig(PreTrainedConfig):
         "vision_alignment",
     ]
     """Outputs Trainer must not gather: their shapes change from batch to batch."""
-    sub_configs_defaults: ClassVar = {
-        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type=FilterbankConfig.model_type, optional=True),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
-    }
+    # Not `sub_configs_defaults`, which transformers before 5.2x does not know.
+    sub_configs: ClassVar = dict.fromkeys(DEFAULT_BACKBONES, AutoConfig)
 
     audio_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
@@ -62,10 +61,11 @@ class MerConfig(PreTrainedConfig):
     """Modalities whose backbone is not trained and stays in evaluation mode."""
     class_weights: list[float] | tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-    temperature: float = 1.0
+    calibration_temperature: float = 1.0
     """What the pipeline divides logits by before the softmax (Guo et al. 2017, "On Calibration of Modern Neural
     Networks", section 4.2, https://arxiv.org/abs/1706.04599); fitted on validation clips by `mer_hf.calibration`.
-    `forward` does not: its logits stay those that the loss sees."""
+    `forward` does not: its logits stay those that the loss sees. (`temperature` alone is a parameter of generation to
+    transformers, which moves it out of a model's configuration.)"""
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and "num_labels" not in kwargs:
@@ -73,6 +73,10 @@ class MerConfig(PreTrainedConfig):
         if self.pipeline_is_registered:
             kwargs.pop("custom_pipelines", None)
             kwargs.pop("auto_map", None)  # or a later save_pretrained would name code that it does not copy
+        for name, model_type in DEFAULT_BACKBONES.items():
+            values = getattr(self, name)
+            if isinstance(values, dict):  # as a file has it
+                setattr(self, name, AutoConfig.for_model(**{"model_type": model_type} | values))
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -86,8 +90,10 @@ class MerConfig(PreTrainedConfig):
                 raise ValueError(f"{field} names {sorted(unknown)}; this model has {list(self.modalities)}")
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} labels")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, found {self.temperature}")
+        if not 0 < self.calibration_temperature < math.inf:
+            raise ValueError(
+                f"calibration_temperature must be above 0 and finite, found {self.calibration_temperature}"
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ Choices
   alone).
 - Equal weights: calibration says already how much a branch knows.
 - The shares of a clip sum to 1, so that a modality more does not by itself make surer, and the fused scores are too
-  timid for independent branches: fit `config.temperature` to the fused logits as to those of any model.
+  timid for independent branches: fit `config.calibration_temperature` to the fused logits as to those of any model.
 - A clip on which no branch has a vote gets zeros, the uniform distribution.
 - The loss is the fused scores' and, of each branch that is not frozen, its own on the clips it has a vote on: late
   fusion is of models that can stand alone, and parts of MMAN learn from its own loss only.

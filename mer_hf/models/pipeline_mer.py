@@ -304,7 +304,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         return results if output["input"].is_dialogue else results[0]
 
     def _result(self, turn: PreparedClip, tensors: dict[str, torch.Tensor], top_k: int | None, details: bool) -> Any:
-        probabilities = (tensors["logits"] / self.model.config.temperature).softmax(dim=-1).tolist()
+        probabilities = (tensors["logits"] / self.model.config.calibration_temperature).softmax(dim=-1).tolist()
         labels = self.model.config.id2label
         scores = [{"label": labels[index], "score": score} for index, score in enumerate(probabilities)]
         scores = sorted(scores, key=lambda item: -item["score"])[:top_k]

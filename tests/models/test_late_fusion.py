@@ -60,8 +60,8 @@ TEMPERATURES, WEIGHTS = (2.0, 0.5, 1.0), (1.0, 3.0, 0.5)
 def make_branches(**values):
     """CME of sound and words, learned alignment of sound alone, MMAN of the face: features, no backbones."""
     return {
-        "spoken": make_model("cme", audio_embed_dim=6, text_embed_dim=5, temperature=2.0, **values),
-        "voice": make_model("learned_alignment", audio_embed_dim=6, temperature=0.5, **values),
+        "spoken": make_model("cme", audio_embed_dim=6, text_embed_dim=5, calibration_temperature=2.0, **values),
+        "voice": make_model("learned_alignment", audio_embed_dim=6, calibration_temperature=0.5, **values),
         "face": make_model("mman", vision_embed_dim=4, **values),
     }
 
@@ -308,7 +308,7 @@ def test_half_precision():
 
 
 def test_saved_and_reloaded_alike(tmp_path):
-    fusion = make_fusion(temperature=0.7, freeze_branches=["face"])
+    fusion = make_fusion(calibration_temperature=0.7, freeze_branches=["face"])
     batch = pad_examples(list(odd_clips().values()))
     fusion.save_pretrained(tmp_path)
     for auto in (AutoModel, AutoModelForAudioClassification):
@@ -319,7 +319,11 @@ def test_saved_and_reloaded_alike(tmp_path):
         assert torch.equal(again(**batch).logits, fusion(**batch).logits)
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.to_dict() | {"_name_or_path": ""} == fusion.config.to_dict() | {"_name_or_path": ""}
-    assert (config.temperature, config.temperatures, list(config.weights)) == (0.7, TEMPERATURES, list(WEIGHTS))
+    assert (config.calibration_temperature, config.temperatures, list(config.weights)) == (
+        0.7,
+        TEMPERATURES,
+        list(WEIGHTS),
+    )
     assert config.branch_names == ["spoken", "voice", "face"]
     assert [type(branch) for branch in config.branches] == [CMEConfig, LearnedAlignmentConfig, MMANConfig]
     assert config.modalities == ("audio", "text", "vision")
@@ -365,10 +369,12 @@ def test_calibrated_scores_are_those_of_the_temperatures_that_were_fitted():
     branches, clips = make_branches(), [make_clip(seed) for seed in range(12)]
     labels = np.array([clip["label"] for clip in clips])
     for name, branch in branches.items():
-        branch.config.temperature = fit_temperature(logits_of(branch, [own(clip, name) for clip in clips]), labels)
+        branch.config.calibration_temperature = fit_temperature(
+            logits_of(branch, [own(clip, name) for clip in clips]), labels
+        )
     fusion = LateFusionForEmotionClassification.from_branches(branches).eval()
     stored = torch.stack([logits_of(branch, [own(clip, n) for clip in clips]) for n, branch in branches.items()])
-    expected = fuse_logits(stored, [branch.config.temperature for branch in branches.values()], [1, 1, 1])
+    expected = fuse_logits(stored, [branch.config.calibration_temperature for branch in branches.values()], [1, 1, 1])
     torch.testing.assert_close(logits_of(fusion, clips), expected, atol=1e-4, rtol=1e-4)
     assert fusion.config.temperatures != (1.0, 1.0, 1.0)
 
@@ -445,7 +451,7 @@ def raw_branches():
                 audio_config=FilterbankConfig(conv_dims=(8, 8, 8)),
                 text_config=WordTableConfig(**TABLE, gate_dim=16),
                 hidden_size=16,
-                temperature=1.5,
+                calibration_temperature=1.5,
             )
         ),
         "aligned": LearnedAlignmentForEmotionClassification(
@@ -462,7 +468,7 @@ def raw_branches():
 
 @pytest.fixture(scope="module")
 def raw_fusion():
-    values = {"weights": [2.0, 1.0, 1.0], "temperature": 0.8}
+    values = {"weights": [2.0, 1.0, 1.0], "calibration_temperature": 0.8}
     return LateFusionForEmotionClassification.from_branches(raw_branches(), **values).eval()
 
 
@@ -668,7 +674,7 @@ def face_branch(image_size):
         ({"a": text_branch(30)}, {"audio_config": FilterbankConfig()}, "audio_config belongs to the branches"),
         ({"a": text_branch(30)}, {"standardize": ["text"]}, "standardize belongs to the branches"),
         ({"a": text_branch(30)}, {"text_embed_dim": 9}, "text_embed_dim is 9 but the branches want"),
-        ({"a": text_branch(30)}, {"temperature": 0.0}, "temperature must be above 0"),
+        ({"a": text_branch(30)}, {"calibration_temperature": 0.0}, "temperature must be above 0"),
     ],
 )
 def test_by_the_configuration(branches, values, message):

@@ -704,7 +704,7 @@ def test_scores_are_of_the_logits_divided_by_the_temperature(folders, wav):
     inputs = plain.processor.pad([plain.preprocess({"audio": wav, "text": TRANSCRIPT}).turns[0].example])
     with torch.no_grad():
         logits = plain.model(**inputs).logits
-    plain.model.config.temperature = 2.5
+    plain.model.config.calibration_temperature = 2.5
     after = scores(plain(wav, text=TRANSCRIPT))
     expected = dict(zip(plain.model.config.id2label.values(), (logits[0] / 2.5).softmax(-1).tolist(), strict=True))
     assert after == pytest.approx(expected, abs=1e-6)
@@ -719,12 +719,12 @@ def test_scores_are_of_the_logits_divided_by_the_temperature(folders, wav):
 def test_the_temperature_travels_with_the_checkpoint(folders, pipes, tmp_path):
     """A generation parameter has the same name, and transformers drops those from configurations unless declared."""
     pipe = pipeline(TASK, model=str(folders["cme"]), device="cpu")
-    pipe.model.config.temperature = 0.5
+    pipe.model.config.calibration_temperature = 0.5
     pipe.save_pretrained(tmp_path)
     again = pipeline(TASK, model=str(tmp_path), device="cpu")
-    assert again.model.config.temperature == 0.5
+    assert again.model.config.calibration_temperature == 0.5
     assert same(again(clip(0)), pipe(clip(0)))
     assert not same(again(clip(0)), pipes["cme"](clip(0)), 0.01)
     for temperature in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="temperature must be above 0 and finite"):
-            CMEConfig(audio_embed_dim=4, temperature=temperature)
+            CMEConfig(audio_embed_dim=4, calibration_temperature=temperature)
