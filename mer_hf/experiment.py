@@ -217,6 +217,8 @@ def run_job(
     return record, False
 
 
+NOT_CHOSEN = ("label2id", "transformers_version", "calibration_temperature")
+"""Fields of a configuration that say nothing of how a model is trained."""
 TRAINED_ON = "trained_on.json"
 """Beside a checkpoint: which corpus, protocol and fold it was trained on."""
 
@@ -247,7 +249,7 @@ def describe(corpus: Corpus, job: Job, plan: Plan | None) -> dict[str, Any]:
         "split_sha256": job.split.sha256,
         "chosen_on": job.chosen_on,
         "corpus_sha256": corpus.sha256,
-        "config": {name: value for name, value in config.items() if name not in ("label2id", "transformers_version")},
+        "config": {name: value for name, value in config.items() if name not in NOT_CHOSEN},
         "settings": None if plan is None else asdict(plan.settings),
         "parameters": None if plan is None else plan.model.num_parameters(),
     }

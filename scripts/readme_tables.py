@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from mer_hf import demo, reporting
+from mer_hf import demo, enrolment_rows, reporting
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -18,7 +18,11 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def table(name: str) -> str:
     """The Markdown table of one results file."""
     results = json.loads((ROOT / "hub_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    return demo.results_table(results) if "claims" in results else reporting.results_table(results)
+    if "claims" in results:
+        return demo.results_table(results)
+    if "scored" in results["protocol"]:
+        return enrolment_rows.results_table(results)
+    return reporting.results_table(results)
 
 
 def main() -> int:

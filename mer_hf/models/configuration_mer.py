@@ -5,6 +5,11 @@ from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # transformers 5.17 has no such thing
+    SubConfigSpec = None
+
 from .configuration_front_ends import SAMPLING_RATE, FilterbankConfig
 
 MODALITIES = ("audio", "text", "vision")
@@ -42,8 +47,13 @@ class MerConfig(PreTrainedConfig):
         "vision_alignment",
     ]
     """Outputs Trainer must not gather: their shapes change from batch to batch."""
-    # Not `sub_configs_defaults`, which transformers before 5.2x does not know.
-    sub_configs: ClassVar = dict.fromkeys(DEFAULT_BACKBONES, AutoConfig)
+    if SubConfigSpec is None:
+        sub_configs: ClassVar = dict.fromkeys(DEFAULT_BACKBONES, AutoConfig)
+    else:
+        sub_configs_defaults: ClassVar = {
+            name: SubConfigSpec(config_class=AutoConfig, model_type=model_type, optional=True)
+            for name, model_type in DEFAULT_BACKBONES.items()
+        }
 
     audio_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
