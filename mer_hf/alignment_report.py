@@ -9,6 +9,7 @@ import numpy as np
 
 from . import AlignmentError, CTCWordAligner, WordAligner, load_audio
 from .data.word_times import SHORTEST_WORD, alignment_quality, boundary_errors
+from .evaluation import format_table
 
 SAMPLING_RATE = 16_000
 NEAR = 0.05
@@ -66,3 +67,20 @@ def _boundaries(errors: Sequence[np.ndarray], words: int) -> dict[str, Any] | No
         "p90_error_s": float(np.quantile(off, 0.9)),
         "words_within_50_ms": float((off <= NEAR).all(axis=1).sum() / words),
     }
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Several reports ({"reports": [...]}) as a Markdown table."""
+    rows = []
+    for report in results["reports"]:
+        row = {"corpus": report["corpus"], "aligner": report["aligner"], "clips": report["clips"]}
+        row |= {"complete at once": report["complete_at_once"], "complete": report["complete"]}
+        row |= {"CPU ms a clip": report["cpu_ms_per_clip"]}
+        if report["boundaries"] is not None:
+            row |= {
+                "median error, ms": 1000 * report["boundaries"]["median_error_s"],
+                "90 %, ms": 1000 * report["boundaries"]["p90_error_s"],
+                "words within 50 ms": report["boundaries"]["words_within_50_ms"],
+            }
+        rows.append(row)
+    return format_table(rows, list(max(rows, key=len)))

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from mer_hf import demo, enrolment_rows, reporting
+from mer_hf import alignment_report, demo, enrolment_rows, reporting
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -20,6 +20,8 @@ def table(name: str) -> str:
     results = json.loads((ROOT / "hub_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     if "claims" in results:
         return demo.results_table(results)
+    if "reports" in results:
+        return alignment_report.results_table(results)
     if "scored" in results["protocol"]:
         return enrolment_rows.results_table(results)
     return reporting.results_table(results)

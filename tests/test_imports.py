@@ -23,6 +23,7 @@ DATA_ALSO = {
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
     "data.features": {"models.batching"},
     "data.enrolment": {"models.speakers"},
+    "data.iemocap": {"data.video_clips"},
     "data.augmentation": set(),
     "data.named_protocols": {"data.ravdess"},  # its published folds
     "data.class_folders": {"data.field_values", "data.manifests", "data.media_check"},
