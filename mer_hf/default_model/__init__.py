@@ -1,0 +1,1 @@
+"""The default checkpoint: how each of its branches is trained and measured, and how it is loaded."""
