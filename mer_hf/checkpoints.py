@@ -13,8 +13,7 @@ from .corpora import Corpus
 from .data.collator import ClipDataset, DialogueDataset
 from .data.protocols import FoldSplit
 from .evaluation import evaluation_report
-from .experiment import TRAINED_ON, chosen_splits, trained_on
-from .training import predict_logits
+from .experiment import TRAINED_ON, chosen_splits, logits_by_row, trained_on
 
 
 def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None = None) -> dict[str, Any]:
@@ -42,12 +41,11 @@ def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None 
         return example | dict(extras.get(row["id"], {}))
 
     clips: Any = ClipDataset(rows, processor, config.label2id, raw, transform=complete)
-    order = list(range(len(rows)))
     if config.uses_context:
         clips = DialogueDataset(clips, [row["dialogue_id"] for row in rows], [row["turn"] for row in rows])
-        order = [index for dialogue in clips.dialogues for index in dialogue]
-    logits, labels = predict_logits(network, clips)
-    groups = np.array([rows[index][corpus.cluster] for index in order])
+    logits = logits_by_row(network, clips)
+    labels = np.array([corpus.label2id[row["label"]] for row in rows])
+    groups = np.array([row[corpus.cluster] for row in rows])
     return {
         "model": str(model),
         "split": split.name,

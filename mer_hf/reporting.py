@@ -193,8 +193,8 @@ def report_text(results: Mapping[str, Any]) -> str:
         f"tested on, by fold: {counts}. SHA-256 of the folds: "
         + ", ".join(fold["sha256"][:12] for fold in protocol["folds"])
         + ".",
-        "Everything was chosen on the validation side; the test side was read once. Intervals: 95 %, bootstrap over "
-        f"{protocol.get('clusters', 'speaker')}s.",
+        "Everything was chosen on the validation side; each job reads its test side once. Intervals: 95 %, bootstrap "
+        f"over {protocol.get('clusters', 'speaker')}s.",
         results_table(results),
     ]
     if any(OPTIMISTIC in model for model in results["models"].values()):
@@ -277,6 +277,5 @@ def plot_results(results: Mapping[str, Any], path: str | PathLike) -> None:
 
 
 def validation_score(model: Mapping[str, Any]) -> float:
-    """Mean over folds and seeds of the score on validation that a model was chosen by; -1 where there is none."""
-    scores = [fold["chosen"].get("validation_wa") for fold in model["folds"]]
-    return -1.0 if None in scores else float(np.mean(scores))
+    """Mean over folds and seeds of the WA on the validation side."""
+    return float(np.mean([fold["chosen"]["validation_wa"] for fold in model["folds"]]))

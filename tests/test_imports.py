@@ -33,7 +33,10 @@ MAY_IMPORT = {
     "evaluation": set(),
     "calibration": {"evaluation"},  # the calibration error
     "emotion_metric": {"evaluation"},
-    "explanation": set(),
+    "explanation": {"plots", "models.alignment", "models.batching", "models.pipeline_mer"},  # clips, as the pipeline
+    "plots": set(),
+    "long_recordings": {"models.media", "models.media_files", "models.pipeline_mer"},
+    "logistic": {"models.layers"},  # clips values as its Standardizer does
     "export": set(),
     "data.schema": set(),
     "data.scanning": {"data.schema"},
@@ -81,6 +84,8 @@ def permitted(module: str, target: str) -> bool:
         return target in MAY_IMPORT[module]
     if module in TOP_MAY_NOT:
         return target not in TOP_MAY_NOT[module]
+    if module.startswith("default_model"):  # stands beside the experiments: trains, measures and loads
+        return target not in {"cli", "hub_cards", *DEMO}
     if module == "training":  # models by their public names only
         return target in ("", "evaluation") or target.startswith("data.")
     if module == "":

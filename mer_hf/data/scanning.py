@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,15 +201,15 @@ def _without_media(part: datasets.Dataset) -> datasets.Dataset:
     return datasets.Dataset(table, info=part.info, split=part.split)
 
 
-class CorpusConfig(datasets.BuilderConfig):
+class CorpusConfig(datasets.BuilderConfig, ABC):
     """Configuration of a builder over the user's own copy: `data_dir`, and a subclass's own fields (a dataclass).
 
     A subclass says in `scan` how its copy is read.
     """
 
+    @abstractmethod
     def scan(self) -> Scan:
         """The rows and skips of `data_dir`."""
-        raise NotImplementedError
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Name the cache by what the copy holds: `data_dir` alone would bring back stale rows after it changed."""
