@@ -78,7 +78,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.text is not None and options.words is not None:
         raise ValueError("--text and --words both say what is said; give one")
     if options.plot is not None:
-        from .explanation import check_plotting
+        from .plots import check_plotting
 
         check_plotting()
     _quiet_transformers()
@@ -139,7 +139,7 @@ def _read_words(path: Path) -> list[dict[str, Any]]:
 
 
 def _plot(found: dict[str, Any], path: Path, clip: str) -> None:
-    from .explanation import plot_alignment, plot_scores
+    from .plots import plot_alignment, plot_scores
 
     title = f"{Path(clip).name}: {found['scores'][0]['label']} {found['scores'][0]['score']:.2f}"
     alignment = found.get("alignment")

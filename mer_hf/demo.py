@@ -38,9 +38,9 @@ from .demo_models import (  # noqa: F401 - the demo's names are importable from 
     plans,
 )
 from .demo_results import results_table, summarize
-from .explanation import check_plotting, plot_alignment
 from .hub import save_checkpoint
 from .models.batching import pad_examples
+from .plots import check_plotting, plot_alignment
 from .training import fit, predict_logits
 
 FIELDS = {

@@ -30,9 +30,9 @@ from .data.collator import DialogueDataset
 from .data.named_protocols import paper_split
 from .data.protocols import FoldSplit
 from .evaluation import emotion_metrics
-from .explanation import plotting_installed
 from .hub import save_checkpoint
 from .models.modeling_late_fusion import fuse_logits
+from .plots import plotting_installed
 from .recipes import (
     COMBINATIONS,
     FLOORS,

@@ -244,9 +244,9 @@ def _gap(gap: Mapping[str, float] | None) -> str | None:
 def plot_results(results: Mapping[str, Any], path: str | PathLike) -> None:
     """Every model's WA with its interval, and the confusion matrix of the one with the best validation score.
 
-    Legible in black and white. Raises ImportError as `explanation.check_plotting`.
+    Legible in black and white. Raises ImportError as `plots.check_plotting`.
     """
-    from .explanation import check_plotting
+    from .plots import check_plotting
 
     check_plotting()
     from matplotlib.figure import Figure  # without pyplot, which keeps every figure

@@ -89,7 +89,9 @@ def permitted(module: str, target: str) -> bool:
     if module == "training":  # models by their public names only
         return target in ("", "evaluation") or target.startswith("data.")
     if module == "":
-        return target == "models" or target.startswith("models.")
+        return target == "public"
+    if module == "public":
+        return target.startswith("models.")
     if module.startswith("data"):
         return target in DATA_MAY | DATA_ALSO.get(module, set())
     paper = re.fullmatch(r"models\.modeling_(?!mer$)(\w+)", module)
@@ -193,7 +195,8 @@ def test_models_is_flat():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("", "from .models.layers import a\nfrom mer_hf.models import layers"),
+        ("", "from .public import *"),
+        ("public", "from .models.layers import a\nfrom mer_hf.models import layers"),
         ("cli", "from .hub import push\nfrom .training import train\nfrom .demo import main\nimport mer_hf"),
         ("demo", "from .hub import push\nfrom .data.controlled import build\nfrom . import CMEConfig"),
         ("demo", "from .demo_models import plans\nfrom .demo_results import summarize"),
@@ -340,3 +343,25 @@ def test_importing_the_package_loads_nothing_heavy_of_its_own():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == []
+
+
+COMMAND_LINE = """
+import json, sys
+sys.argv[0] = "/somewhere/bin/mer-hf"
+import mer_hf.cli
+light = "torch" not in sys.modules and "transformers" not in sys.modules
+try:
+    mer_hf.no_such_name
+except AttributeError as error:
+    refused = str(error)
+print(json.dumps([light, refused, mer_hf.CMEConfig.model_type, mer_hf.TASK]))
+"""
+
+
+def test_the_command_line_waits_for_torch_only_when_a_name_is_asked_for():
+    done = subprocess.run([sys.executable, "-c", COMMAND_LINE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    light, refused, model_type, task = json.loads(done.stdout.strip().splitlines()[-1])
+    assert light
+    assert "no_such_name" in refused
+    assert (model_type, task) == ("cme", "multimodal-emotion-recognition")

@@ -12,6 +12,7 @@ import threading
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -71,6 +72,39 @@ def split_words(text: str) -> list[str]:
     text = "".join(char if char in "'." or unicodedata.category(char)[0] in "LMN" else " " for char in text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|''+|(?<!\S)'|'(?!\S)", " ", text)
     return [word for piece in text.split() if (word := piece.strip("'"))]
+
+
+def written_words(text: str) -> list[dict[str, str]]:
+    """[{"word", "written"}]: the words as `split_words` makes them, each with its stretch of the transcript.
+
+    A stretch holds the word as it is written, the punctuation that belongs to it and the space after it, so that all
+    of them, one after the other, are the transcript. "Oh -- no!" -> oh "Oh -- ", no "no!".
+    """
+    found: list[dict[str, str]] = []
+    before = ""  # what stands before the first word
+    for piece in re.findall(r"\s*\S+\s*", text):
+        words = split_words(piece)
+        if not words and found:
+            found[-1]["written"] += piece
+        elif not words:
+            before += piece
+        else:
+            stretches = _stretches(piece, words)
+            stretches[0] = before + stretches[0]
+            before = ""
+            found += [{"word": word, "written": own} for word, own in zip(words, stretches, strict=True)]
+    return found
+
+
+def _stretches(piece: str, words: list[str]) -> list[str]:
+    """A piece of text cut before each of its words but the first, where they stand in it as they are spelled."""
+    starts, lowered = [0], piece.lower()
+    for previous, word in pairwise(words):
+        place = lowered.find(word, starts[-1] + len(previous))
+        if place < 0 or len(lowered) != len(piece):  # spelled otherwise, such as a ligature: the first word has it all
+            return [piece, *[""] * (len(words) - 1)]
+        starts.append(place)
+    return [piece[start:end] for start, end in pairwise([*starts, len(piece)])]
 
 
 class WordAligner:

@@ -32,7 +32,8 @@ class PreparedClip:
 
     example: dict[str, Any]
     words: list[dict[str, Any]] | None
-    """{"word"} or {"word", "start", "end"}, those the model read; None = the clip has no text."""
+    """{"word"} or {"word", "start", "end"}, those the model read, and "written" where the processor keeps
+    punctuation; None = the clip has no text."""
     modalities: list[str]
 
 
@@ -260,12 +261,13 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
             return clean_words(words or [])
         if words is None and text is None and audio is not None:
             words = self._recognized(audio, asr, recognize)
-        words = clean_words(words) if words else [{"word": word} for word in split_words(text or "")]
+        words = self.processor.words(text, words)
         if words and "start" not in words[0] and audio is not None and self.model.config.uses_word_times:
             try:
-                words = list(self.aligner.align(audio, [word["word"] for word in words]).words)
+                times = self.aligner.align(audio, [word["word"] for word in words]).words
             except AlignmentError as error:
                 raise AlignmentError(f"{describe(clip)}: {error}; or give words= with their times") from error
+            words = [{**word, **time} for word, time in zip(words, times, strict=True)]
         return words
 
     def _recognized(self, audio: np.ndarray, asr: Any, recognize: bool) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from .alignment import Word, split_words
+from .alignment import Word, split_words, written_words
 from .batching import pad_dialogues, pad_examples
 from .configuration_front_ends import SAMPLING_RATE
 from .front_ends import loud_part
@@ -69,7 +69,8 @@ def clean_words(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Words, as recognisers and corpora write them, to words as `split_words` makes them, which models are trained on.
 
     words [{"word", "start", "end"}], in seconds, all with times or all without (absent or None). What is no word
-    ("--", "...") goes with its time; "Well-known" is one entry "well known" where it has a time, else two.
+    ("--", "...") goes with its time; "Well-known" is one entry "well known" where it has a time, else two. A
+    `written` that an entry has, its stretch of the transcript as `written_words` gives it, stays with it.
 
     Raises:
         ValueError: an entry that is no such dict, times for some words only, or times that are no stretch of the clip.
@@ -80,12 +81,27 @@ def clean_words(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if any(untimed) and not all(untimed):
         raise ValueError(f"words: {words[untimed.index(True)]} has no start or no end, others do; time all or none")
     if any(untimed):
-        return [{"word": part} for word in words for part in split_words(word["word"])]
-    cleaned = [(" ".join(split_words(word["word"])), float(word["start"]), float(word["end"])) for word in words]
-    for text, start, end in cleaned:
+        return [part for word in words for part in _parts(word)]
+    cleaned = []
+    for word in words:
+        text, start, end = " ".join(split_words(word["word"])), float(word["start"]), float(word["end"])
         if not 0 <= start <= end < math.inf:
             raise ValueError(f"words: {text!r} is from {start:g} to {end:g}; give seconds from the clip's start")
-    return [{"word": text, "start": start, "end": end} for text, start, end in cleaned if text]
+        if text:
+            written = {"written": word["written"]} if "written" in word else {}
+            cleaned.append({"word": text, "start": start, "end": end} | written)
+    return cleaned
+
+
+def _parts(word: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The words of an entry without a time; where their spelling is not that of its `written`, the first has it."""
+    parts = split_words(word["word"])
+    if "written" not in word:
+        return [{"word": part} for part in parts]
+    own = written_words(word["written"])
+    if [part["word"] for part in own] == parts:
+        return own
+    return [{"word": part, "written": word["written"] * (index == 0)} for index, part in enumerate(parts)]
 
 
 class MerProcessor(ProcessorMixin):
@@ -94,7 +110,9 @@ class MerProcessor(ProcessorMixin):
     All three parts are always there (they are small); `default` fills in what a model does not use.
     num_frames: face frames sampled uniformly from a video; crop_faces: cut the largest face out of each frame and
     leave frames without one out (needs the extra `mer-hf[video]`); trim_db: cut what is quieter than this many
-    decibels under the loudest 10 ms off both ends of the sound, and count all times from where it then begins.
+    decibels under the loudest 10 ms off both ends of the sound, and count all times from where it then begins;
+    keep_punctuation: give the tokenizer the words as they are written, case and punctuation included, the latter as
+    part of the word it stands at. For tokenizers that were trained on text; a table of words knows no "Hello,".
 
     Raises:
         ValueError: a trim_db of 0 or less; a feature extractor for another rate; a tokenizer that cannot say which
@@ -109,6 +127,7 @@ class MerProcessor(ProcessorMixin):
         num_frames: int = 8,
         crop_faces: bool = False,
         trim_db: float | None = None,
+        keep_punctuation: bool = False,
         **kwargs,
     ):
         super().__init__(feature_extractor, tokenizer, image_processor, **kwargs)
@@ -123,6 +142,7 @@ class MerProcessor(ProcessorMixin):
             raise ValueError(f"trim_db must be above 0 decibels, found {trim_db}")
         self.crop_faces = crop_faces
         self.trim_db = trim_db
+        self.keep_punctuation = keep_punctuation
 
     @classmethod
     def default(
@@ -193,9 +213,9 @@ class MerProcessor(ProcessorMixin):
                 example["begins"] = begins
             values = self.feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_values
             example["input_values"] = values[0].float()
-        words = clean_words(words) if words else [{"word": word} for word in split_words(text or "")]
+        words = self.words(text, words)
         if words:
-            example |= self._tokens([word["word"] for word in words])
+            example |= self._tokens(words)
         if words and "start" in words[0]:
             times = torch.tensor([[word["start"], word["end"]] for word in words], dtype=torch.float32)
             example["word_times"] = (times - begins).clamp(min=0)
@@ -206,17 +226,41 @@ class MerProcessor(ProcessorMixin):
             example["vision_times"] = torch.as_tensor(frame_times, dtype=torch.float32) - begins
         return example
 
-    def _tokens(self, words: list[str]) -> dict[str, torch.Tensor]:
+    def words(self, text: str | None, words: Sequence[Word | Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """The words of a transcript, or given ones cleaned: {"word"} with "start" and "end" where these are known,
+        and with "written" where this processor keeps punctuation. Given words that are those of the text are written
+        as there, others as they are.
+
+        Raises:
+            ValueError: as `clean_words`.
+        """
+        if not self.keep_punctuation:
+            return clean_words(words) if words else [{"word": word} for word in split_words(text or "")]
+        written = written_words(text or "")
+        if not words:
+            return written
+        own = [word if "written" in word else {**word, "written": f"{word['word'].strip()} "} for word in words]
+        cleaned = clean_words(own)
+        if [word for entry in cleaned for word in entry["word"].split()] != [word["word"] for word in written]:
+            return cleaned
+        stretches = iter(word["written"] for word in written)
+        return [entry | {"written": "".join(next(stretches) for _ in entry["word"].split())} for entry in cleaned]
+
+    def _tokens(self, words: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # As one text, not word by word: byte-level tokenizers (RoBERTa) glue a list of words together.
+        stretches = [entry.get("written", f"{entry['word']} ") for entry in words]
+        spaces = [len(stretch) - len(stretch.rstrip()) for stretch in stretches]  # each belongs to the word after it
+        word_of_character = [
+            index
+            for index, (stretch, after, before) in enumerate(zip(stretches, spaces, [0, *spaces], strict=False))
+            for _ in range(len(stretch) - after + before)
+        ]
         encoded = self.tokenizer(
-            " ".join(words),
+            "".join(stretches).rstrip(),
             truncation=self.tokenizer.model_max_length < NO_LIMIT,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        word_of_character = [
-            index for index, word in enumerate(words) for _ in range(len(word) + (index > 0))
-        ]  # a space belongs to the word after it, as in byte-level tokens
         word_ids = [
             -1 if special else word_of_character[min(start, len(word_of_character) - 1)]
             for (start, _), special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mer_hf.models import alignment
-from mer_hf.models.alignment import AlignmentError, WordAligner, split_words
+from mer_hf.models.alignment import AlignmentError, WordAligner, split_words, written_words
 from mer_hf.models.media import load_audio
 
 SENTENCES = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
@@ -61,6 +61,26 @@ def noise(seconds):
 )
 def test_split_words(text, words):
     assert split_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "stretches"),
+    [
+        ("Oh -- no!", ["Oh -- ", "no!"]),
+        ("... Well-known: it's 1,250.5!", ["... Well-", "known: ", "it's ", "1,250.5!"]),
+        ("a/b b.b", ["a/", "b ", "b.", "b"]),
+        ("(½ of it)", ["(½ ", "", "of ", "it)"]),  # two words where one sign stands
+    ],
+)
+def test_written_words_are_the_transcript_cut_at_its_words(text, stretches):
+    found = written_words(text)
+    assert [word["written"] for word in found] == stretches
+    assert [word["word"] for word in found] == split_words(text)
+    assert "".join(stretches) == text
+
+
+def test_a_transcript_without_a_word_is_written_as_nothing():
+    assert written_words(" ... -- ") == written_words("") == []
 
 
 def test_splitting_split_words_changes_nothing():

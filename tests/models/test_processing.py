@@ -25,11 +25,12 @@ from mer_hf.models.processing_mer import clean_words
 
 KIDS = ["kids", "are", "talking", "by", "the", "door"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "kid", "##s", "are", "talk", "##ing", "by", "the", "door"]
+MARKS = ["!", "-", ",", "?"]
 SMALL_IMAGES = {"size": {"height": 8, "width": 8}}
 
 
 def word_pieces(**values):
-    return BertTokenizerFast(vocab={piece: index for index, piece in enumerate(PIECES)}, **values)
+    return BertTokenizerFast(vocab={piece: index for index, piece in enumerate([*PIECES, *MARKS])}, **values)
 
 
 def byte_level():
@@ -145,6 +146,61 @@ def test_a_token_of_nothing_but_the_space_belongs_to_the_word_after_it():
     assert example["word_ids"].tolist() == [-1, 0, 0, 0, 0, 1, 1, 1, 1, -1]
 
 
+@pytest.fixture
+def written():
+    return MerProcessor.default(tokenizer=word_pieces(), keep_punctuation=True)
+
+
+def pieces(processor, example):
+    tokens = processor.tokenizer.convert_ids_to_tokens(example["input_ids"].tolist())
+    return list(zip(tokens, example["word_ids"].tolist(), strict=True))[1:-1]
+
+
+def test_punctuation_is_kept_on_request_as_part_of_the_word_it_stands_at(written, processor):
+    text = "Kids, are -- TALKING by-the door?!"
+    example = written.example(text=text)
+    assert example["input_ids"].tolist() == written.tokenizer(text)["input_ids"]
+    assert pieces(written, example) == [
+        *(("kid", 0), ("##s", 0), (",", 0), ("are", 1), ("-", 1), ("-", 1), ("talk", 2), ("##ing", 2)),
+        *(("by", 3), ("-", 3), ("the", 4), ("door", 5), ("?", 5), ("!", 5)),
+    ]
+    assert (
+        processor.example(text=text)["input_ids"].tolist()
+        == processor.example(text="kids are talking by the door")["input_ids"].tolist()
+    )
+
+
+def test_timed_words_are_written_as_they_are_or_as_in_the_transcript_they_are_of(written):
+    words = [{"word": "Kids,", "start": 0, "end": 1}, {"word": "by-the", "start": 1, "end": 2}]
+    assert [token for token, _ in pieces(written, written.example(words=words))] == [
+        "kid",
+        "##s",
+        ",",
+        "by",
+        "-",
+        "the",
+    ]
+    example = written.example(text="kids! by the -", words=words)
+    assert pieces(written, example) == [("kid", 0), ("##s", 0), ("!", 0), ("by", 1), ("the", 1), ("-", 1)]
+    assert example["word_times"].tolist() == [[0, 1], [1, 2]]
+    example = written.example(text="another transcript!", words=words)
+    assert [token for token, _ in pieces(written, example)] == ["kid", "##s", ",", "by", "-", "the"]
+
+
+def test_words_made_once_are_not_changed_when_they_pass_again(written):
+    for words in (
+        written.words("Oh -- by-the ½ door!"),
+        written.words(None, timed(["Kids,", "by-the", "--", "door"])),
+    ):
+        assert written.words(None, words) == words
+
+
+def test_keeping_punctuation_survives_saving(written, tmp_path):
+    written.save_pretrained(tmp_path)
+    assert MerProcessor.from_pretrained(tmp_path).keep_punctuation
+    assert not MerProcessor.default().keep_punctuation
+
+
 def test_truncated_words_keep_their_times_and_are_masked_in_the_model():
     processor = MerProcessor.default(tokenizer=word_pieces(model_max_length=6))
     example = processor.example(words=timed(KIDS))
@@ -153,7 +209,11 @@ def test_truncated_words_keep_their_times_and_are_masked_in_the_model():
     model = CMEForEmotionClassification(
         CMEConfig(
             text_config=BertConfig(
-                vocab_size=len(PIECES), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+                vocab_size=len(PIECES) + len(MARKS),
+                hidden_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                intermediate_size=8,
             ),
             audio_embed_dim=4,
             hidden_size=8,
