@@ -69,8 +69,8 @@ class Explanation:
     """|value| / sum of |values|, of each modality; zeros where all values are 0"""
     words: list[dict[str, Any]] | None
     """[{"word", "start", "end", "text", "audio", "both"}]: by how much the value drops when the word's text, the sound
-    in its time (seconds), or both are masked; a key is absent where it does not apply, and there may be a "written", the
-    word as the model reads it. None: no words, or not asked for"""
+    in its time (seconds), or both are masked; a key is absent where it does not apply, and the pipeline may add
+    "written". None: no words, or not asked for"""
     alignment: dict[str, np.ndarray] | None
     """{"weights" (words, frames), "frame_times" (frames,) in seconds}: learned attention of each word over the sound,
     where the model has one"""

@@ -35,7 +35,10 @@ MAY_IMPORT = {
     "emotion_metric": {"evaluation"},
     "explanation": {"plots", "models.alignment", "models.batching", "models.pipeline_mer"},  # clips, as the pipeline
     "plots": set(),
-    "long_recordings": {"models.media", "models.media_files", "models.pipeline_mer"},
+    "long_recordings": {"streaming", "models.media", "models.media_files"},
+    "streaming": {"models.media", "models.media_files"},
+    "card_results": {"evaluation", "plots"},
+    "cards": {"card_results", "models.configuration_mer", "models.pipeline_mer"},
     "logistic": {"models.layers"},  # clips values as its Standardizer does
     "export": set(),
     "data.schema": set(),
@@ -61,8 +64,13 @@ MAY_IMPORT = {
 DEMO = {"demo", "demo_models", "demo_results"}
 TOP_MAY_NOT = {
     "cli": set(),
+    "cli_corpora": {"cli", *DEMO},
+    "cli_predict": {"cli", "cli_corpora", *DEMO},
     "demo": {"cli"},
     "hub": {"cli", "", *DEMO},
+    "publishing": {"cli", *DEMO},
+    "uploads": {"cli", "publishing", *DEMO},
+    "text_fine_tuning": {"cli", "hub", "text_recipes", "experiment", "checkpoints", *DEMO},
     "compact_encoders": {"cli", "hub", "corpora", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
     "corpora": {"cli", "hub", "compact_encoders", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
     "text_recipes": {"cli", "hub", "compact_encoders", "checkpoints", *DEMO},

@@ -1,1 +1,5 @@
-"""The default checkpoint: how each of its branches is trained and measured, and how it is loaded."""
+"""The default checkpoint: how each of its branches is trained and measured, how it is put together and loaded."""
+
+from .loading import DEFAULT_CHECKPOINT, default_model, load_default
+
+__all__ = ["DEFAULT_CHECKPOINT", "default_model", "load_default"]
