@@ -1,7 +1,8 @@
-"""Rewrite the tables of README.md from the results they come from: python scripts/readme_tables.py [--check]
+"""Rewrite README's tables from the results they come from: python scripts/readme_tables.py [--check]
 
-Each `<!-- table: NAME -->` ... `<!-- end -->` in README.md is replaced by the table of `hub_cards/results/NAME.json`.
-With --check nothing is written, and the exit status says whether anything would be.
+Each `<!-- table: NAME -->` ... `<!-- end -->` in README.md and hub_cards/results/README.md is replaced by the table of
+`hub_cards/results/NAME.json`; `NAME summary` has fewer rows and columns. With --check nothing is written, and the exit
+status says whether anything would be.
 """
 
 import json
@@ -10,9 +11,12 @@ import sys
 from pathlib import Path
 
 from mer_hf import alignment_report, demo, enrolment_rows, reporting
+from mer_hf.evaluation import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (\S+)( summary)? -->\n).*?(<!-- end -->)", re.DOTALL)
+FILES = (ROOT / "README.md", ROOT / "hub_cards" / "results" / "README.md")
+SUMMARY = ("lr_audio", "lr_face", "lr_both", "text", "audio", "cme", "learned_alignment", "mman", "late_fusion")
 
 
 def table(name: str) -> str:
@@ -27,14 +31,26 @@ def table(name: str) -> str:
     return reporting.results_table(results)
 
 
+def summary(name: str) -> str:
+    """Of a cross-validation the models that README names, with what they scored."""
+    models = json.loads((ROOT / "hub_cards" / "results" / f"{name}.json").read_text(encoding="utf-8"))["models"]
+    rows = []
+    for model in SUMMARY:
+        scores = models[model]["pooled"]
+        low, high = scores["intervals"]["wa"]
+        rows.append({"model": model, "wa": scores["wa"], "wa, 95 %": f"{low:.3f} to {high:.3f}", "ua": scores["ua"]})
+    return format_table(rows, list(rows[0]))
+
+
 def main() -> int:
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}\n{block[3]}", before)
-    if "--check" in sys.argv[1:]:
-        return int(before != after)
-    readme.write_text(after, encoding="utf-8")
-    return 0
+    changed = False
+    for file in FILES:
+        before = file.read_text(encoding="utf-8")
+        after = BLOCK.sub(lambda b: f"{b[1]}{summary(b[2]) if b[3] else table(b[2])}\n{b[4]}", before)
+        changed |= before != after
+        if "--check" not in sys.argv[1:]:
+            file.write_text(after, encoding="utf-8")
+    return int(changed and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":
