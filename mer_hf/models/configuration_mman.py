@@ -4,7 +4,8 @@ from typing import ClassVar, Self
 
 from .configuration_mer import MerConfig
 
-NETWORKS = ("mman", "clstm_mma", "unimodal", "early_fusion", "late_fusion")
+NETWORKS = ("mman", "clstm_mma", "unimodal", "early_fusion", "late_fusion", "linear")
+UNIMODAL = ("unimodal", "linear")
 
 
 class MMANConfig(MerConfig):
@@ -20,7 +21,7 @@ class MMANConfig(MerConfig):
 
     network: str = "mman"
     """"mman", or one of its parts alone: "clstm_mma", "unimodal" (one modality); or a baseline: "early_fusion",
-    "late_fusion"."""
+    "late_fusion", "linear" (one modality, no context: what a fine-tuned encoder is usually given)."""
     projection_size: int = 150  # circulating code; of x_m and of queries, keys and values
     hidden_size: int = 300  # circulating code
     classifier_size: int = 200  # circulating code
@@ -36,7 +37,7 @@ class MMANConfig(MerConfig):
         super().__post_init__(**kwargs)
         if self.network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, found {self.network!r}")
-        if self.network == "unimodal" and len(self.modalities) != 1:
+        if self.network in UNIMODAL and len(self.modalities) != 1:
             raise ValueError(f"a uni-modal network takes one modality, found {list(self.modalities)}")
         if self.score not in ("cosine", "dot"):
             raise ValueError(f"score must be cosine or dot, found {self.score!r}")

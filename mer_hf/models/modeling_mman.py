@@ -145,6 +145,19 @@ class MMANUnimodal(nn.Module):
         return NetworkResult(self.clstm(vectors[self.modality], turns & present[self.modality]))
 
 
+class MMANLinear(nn.Module):
+    """Baseline: Dropout -> Linear over one modality's vectors, every turn by itself."""
+
+    def __init__(self, config: MMANConfig, modality: str):
+        super().__init__()
+        self.modality = modality
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.width(modality), config.num_labels)
+
+    def forward(self, vectors: Vectors, present: Vectors, turns: Tensor) -> NetworkResult:
+        return NetworkResult(self.classifier(self.dropout(vectors[self.modality])))
+
+
 class MMANEarlyFusion(nn.Module):
     """Baseline: a two-layer contextual LSTM over the concatenated vectors."""
 
@@ -225,6 +238,7 @@ def make_network(config: MMANConfig) -> nn.Module:
         "early_fusion": MMANEarlyFusion,
         "late_fusion": MMANLateFusion,
         "unimodal": lambda config: MMANUnimodal(config, config.modalities[0]),
+        "linear": lambda config: MMANLinear(config, config.modalities[0]),
     }
     return classes[config.network](config)
 

@@ -139,6 +139,17 @@ def test_unimodal_network_equals_the_equations(modality):
     torch.testing.assert_close(logits, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("modality", NAMES)
+@torch.no_grad()
+def test_linear_baseline_equals_the_equation_for_every_turn_by_itself(modality):
+    field = f"{modality}_embed_dim"
+    model = make_model("mman", **{field: WIDTH_FIELDS[field]}, network="linear")
+    turns = [{f"{modality}_embeds": turn[f"{modality}_embeds"]} for turn in DIALOGUES[0]]
+    expected = [linear(model.network.classifier, turn[f"{modality}_embeds"].mean(0)) for turn in turns]
+    logits = model(**pad_dialogues([turns])).logits[0]
+    torch.testing.assert_close(logits, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
 def test_parameters_of_the_circulating_code():
     def count(**values):
         with torch.device("meta"):
@@ -362,6 +373,7 @@ class TestTwoStages:
         ({"score": "euclid"}, "score must be cosine or dot, found 'euclid'"),
         ({"skip": "none"}, "skip must be add or concat, found 'none'"),
         ({"network": "unimodal"}, r"uni-modal network takes one modality, found \['audio', 'text', 'vision'\]"),
+        ({"network": "linear"}, r"uni-modal network takes one modality, found \['audio', 'text', 'vision'\]"),
     ],
 )
 def test_configurations_refuse(values, message):
