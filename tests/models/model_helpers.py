@@ -125,6 +125,11 @@ def logits_of(model: nn.Module, clips: list[dict], **inputs) -> Tensor:
         return model(**pad_examples(clips), **inputs).logits
 
 
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Equal but for rounding: which kernel multiplies depends on where in memory the weights lie, on some CPUs."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def speech(seed: int, samples: int) -> Tensor:
     """A loud random waveform (samples,) in [-1, 1]."""
     return torch.rand(samples, generator=torch.Generator().manual_seed(seed)) * 2 - 1

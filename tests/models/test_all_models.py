@@ -13,6 +13,7 @@ from model_helpers import (
     VISION_CONFIGS,
     WIDTH_FIELDS,
     WIDTHS,
+    assert_same,
     logits_of,
     make_clip,
     make_config,
@@ -171,8 +172,8 @@ class TestBatches:
             assert type(again) is type(model)
             assert not again.training
             assert again.untrained_keys == ()
-            assert torch.equal(again(**batch).logits, model(**batch).logits)
-            assert torch.equal(again(**batch).loss, model(**batch).loss)
+            assert_same(again(**batch).logits, model(**batch).logits)
+            assert_same(again(**batch).loss, model(**batch).loss)
         config = AutoConfig.from_pretrained(tmp_path)
         found, expected = config.to_dict(), model.config.to_dict()
         assert found | {"_name_or_path": ""} == expected | {"_name_or_path": ""}
@@ -232,7 +233,7 @@ class TestStandardize:
         scaled = [clip | {"audio_embeds": ((clip["audio_embeds"] - mean) / std).clamp(-5, 5)} for clip in loud]
         torch.testing.assert_close(logits_of(model, loud), logits_of(plain, scaled), atol=1e-4, rtol=1e-4)
         model.save_pretrained(tmp_path)
-        assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path), loud), logits_of(model, loud))
+        assert_same(logits_of(AutoModel.from_pretrained(tmp_path), loud), logits_of(model, loud))
 
     def test_is_fitted_after_the_front_end_it_stands_on(self, model_type):
         audio = FilterbankConfig(conv_dims=(), conv_kernels=(), conv_strides=(), normalization="global")
@@ -343,15 +344,15 @@ class TestBackbones:
         model.save_pretrained(tmp_path)
         again = quiet_build(AutoModelForAudioClassification.from_pretrained, tmp_path)
         assert again.untrained_keys == ()
-        assert torch.equal(logits_of(again, RAW_CLIPS), logits)
+        assert_same(logits_of(again, RAW_CLIPS), logits)
         assert type(again.config.audio_config) is type(model.config.audio_config)
 
         saved = load_file(tmp_path / "model.safetensors")
         assert saved.keys() == model.state_dict().keys()
         fresh = quiet_build(CLASSES[model_type], copy.deepcopy(model.config)).eval()
-        assert not torch.equal(logits_of(fresh, RAW_CLIPS), logits)
+        assert (logits_of(fresh, RAW_CLIPS) - logits).abs().max() > 1e-3
         fresh.load_state_dict(saved)
-        assert torch.equal(logits_of(fresh, RAW_CLIPS), logits)
+        assert_same(logits_of(fresh, RAW_CLIPS), logits)
 
     def test_training_reaches_every_backbone_and_stays_finite(self, model_type, names):
         model = raw_model(model_type, names).train()
@@ -383,7 +384,7 @@ class TestBackbones:
             assert all(torch.equal(found[name], value) for name, value in expected.items())
         model.save_pretrained(tmp_path / "whole")
         again = quiet_build(cls.from_pretrained, tmp_path / "whole")
-        assert torch.equal(logits_of(again, RAW_CLIPS), logits_of(model.eval(), RAW_CLIPS))
+        assert_same(logits_of(again, RAW_CLIPS), logits_of(model.eval(), RAW_CLIPS))
 
 
 @each_model
@@ -508,7 +509,7 @@ class TestPapersFrontEnds:
         logits = logits_of(model, self.clips())
         model.save_pretrained(tmp_path)
         again = AutoModelForAudioClassification.from_pretrained(tmp_path)
-        assert torch.equal(logits_of(again, self.clips()), logits)
+        assert_same(logits_of(again, self.clips()), logits)
         assert torch.pdist(logits).min() > 1e-4
 
     def test_logits_do_not_move_with_batch_mates(self, model_type):
