@@ -31,6 +31,7 @@ EXTRAS = {  # what each extra of pyproject.toml adds
     "controlled": "the controlled corpus (espeak-ng synthesiser; GPL-3)",
     "plot": "plots of explanations and results",
     "dev": "tests and linting",
+    "words": "transcripts for the default checkpoint: MiniLM with its weights",
 }
 SAMPLING_RATE = 16_000
 TONE = [int(8000 * math.sin(2 * math.pi * 440 * i / SAMPLING_RATE)) for i in range(SAMPLING_RATE // 5)]  # 0.2 s

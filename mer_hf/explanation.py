@@ -103,6 +103,7 @@ def explain(
     # The base class merges what the pipeline was made with and what this call gives in the same way.
     preprocess, _, postprocess = classify._sanitize_parameters(**call)
     prepared = classify.preprocess(clip, **{**classify._preprocess_params, **preprocess})
+    postprocess = {**classify._postprocess_params, **postprocess, "return_details": True}
     backbones = _Backbones(classify, [turn.example for turn in prepared.turns])
     if classify.model.config.uses_context:
         turns = [_Turn(classify, prepared, index, backbones) for index in range(len(prepared.turns))]
@@ -117,7 +118,7 @@ def _explain_turn(turn: "_Turn", label: str | None, words: bool, postprocess: Ma
     players = turn.prepared.turns[turn.index].modalities
     subsets = [subset for size in range(len(players) + 1) for subset in combinations(players, size)]
     outputs = turn.outputs([_without(turn.example, set(players) - set(subset)) for subset in subsets])
-    result = turn.classify.postprocess(outputs[-1], **{**postprocess, "return_details": True})
+    result = turn.classify.postprocess(outputs[-1], **postprocess)
     result = result[turn.index] if turn.prepared.is_dialogue else result
     label = label or result["scores"][0]["label"]
 

@@ -35,7 +35,7 @@ def plot_alignment(
         ImportError: matplotlib is missing, naming the extra.
         ValueError: weights that do not match words and frames.
     """
-    pyplot, rectangle = _matplotlib()
+    pyplot, rectangle, patheffects = _matplotlib()
     weights, frame_times = np.asarray(weights, dtype=float), np.asarray(frame_times, dtype=float)
     if weights.shape != (len(words), len(frame_times)) or not weights.size:
         raise ValueError(f"weights {weights.shape} are not ({len(words)} words, {len(frame_times)} frames), 1 or more")
@@ -47,7 +47,7 @@ def plot_alignment(
         if "start" in word:
             corner = (word["start"], row - 0.5)
             span = rectangle(corner, word["end"] - word["start"], 1, fill=False, linestyle="--", linewidth=1.2)
-            axes.add_patch(span)
+            axes.add_patch(span).set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
     axes.set_yticks(range(len(words)), [word["word"] for word in words])
     axes.set_xlabel("seconds")
     axes.set_title(title, fontsize="medium")
@@ -61,7 +61,7 @@ def plot_scores(scores: Sequence[Mapping[str, Any]], path: str | PathLike, title
     Raises:
         ImportError: matplotlib is missing, naming the extra.
     """
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     figure, axes = pyplot.subplots(figsize=(6, 0.8 + 0.35 * len(scores)), layout="constrained")
     bars = axes.barh([item["label"] for item in scores], [item["score"] for item in scores], color="0.4")
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -79,29 +79,26 @@ def plot_modalities(explanation: Any, path: str | PathLike, title: str = "") -> 
     Raises:
         ImportError: matplotlib is missing, naming the extra.
     """
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     names, values = list(explanation.modalities), np.array(list(explanation.modalities.values()))
-    ends = explanation.baseline + np.cumsum(values)
-    starts = ends - values
-    reach = np.array([explanation.baseline, *ends, 0.0])
+    edges = explanation.baseline + np.concatenate([[0.0], np.cumsum(values)])
+    reach = np.array([*edges, 0.0])
     margin = 0.16 * max(np.ptp(reach), 1e-3)
 
-    figure, axes = pyplot.subplots(figsize=(7, 1.7 + 0.5 * len(names)), layout="constrained")
-    for row, (start, value) in enumerate(zip(starts, values, strict=True)):
+    figure, axes = pyplot.subplots(figsize=(7, 1.9 + 0.45 * len(names)), layout="constrained")
+    axes.axvline(0, color="0.5", linewidth=0.8, zorder=0)
+    for row, (start, value) in enumerate(zip(edges[:-1], values, strict=True), start=1):
         axes.barh(row, value, left=start, height=0.6, edgecolor="black", **SIGNS[bool(value >= 0)])
-        beyond = max(start, start + value) + margin / 8
-        axes.text(beyond, row, f"{value:+.2f}", va="center")
-    edges = [explanation.baseline, *ends]
-    for row, edge in enumerate(edges):  # what one bar hands to the next
-        axes.plot([edge, edge], [row - 1.3 if row else -0.7, row + 0.3 if row < len(names) else row - 0.3], "k:", lw=1)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(
-        range(-1, len(names) + 1),
-        [f"nothing: {explanation.baseline:+.2f}", *names, f"all: {explanation.total:+.2f}"],
-    )
-    axes.set_ylim(len(names) + 0.5, -1.5)
-    axes.set_xlim(reach.min() - margin, reach.max() + margin)
-    axes.set_xlabel(f"for {explanation.label!r}, logits")
+        axes.text(max(start, start + value) + margin / 8, row, f"{value:+.2f}", va="center")
+    for row, edge in enumerate(edges):  # what each row hands to the next
+        axes.plot([edge, edge], [row + 0.3 * (row > 0), row + 1 - 0.3 * (row < len(names))], "k:", linewidth=1)
+    for row, value in ((0, explanation.baseline), (len(names) + 1, explanation.total)):
+        axes.plot(value, row, "kD", markersize=6)
+        axes.text(value + margin / 6, row, f"{value:+.2f}", va="center")
+    axes.set_yticks(range(len(names) + 2), ["given nothing", *names, "given all"])
+    axes.set_ylim(len(names) + 1.5, -0.5)
+    axes.set_xlim(reach.min() - margin / 2, reach.max() + margin)
+    axes.set_xlabel(f"logit of {explanation.label!r} over the mean of all labels")
     axes.set_title(title, fontsize="medium")
     return _save(pyplot, figure, path)
 
@@ -114,7 +111,7 @@ def plot_words(explanation: Any, path: str | PathLike, title: str = "") -> Path:
         ImportError: matplotlib is missing, naming the extra.
         ValueError: no word of it was masked.
     """
-    pyplot, _ = _matplotlib()
+    pyplot, *_ = _matplotlib()
     words = explanation.words or []
     kinds = [kind for kind in KINDS if any(kind in word for word in words)]
     if not kinds:
@@ -124,12 +121,13 @@ def plot_words(explanation: Any, path: str | PathLike, title: str = "") -> Path:
     low, high = min(*values, 0.0, -1e-3), max(*values, 0.0, 1e-3)
     columns = min(len(words), WORDS_A_ROW)
 
-    size = (max(5.0, 1.2 + 0.85 * columns), 1.0 + 1.9 * rows)
+    longest = max(len(word["word"]) for word in words)
+    size = (max(5.0, 1.2 + max(0.85, 0.1 * longest) * columns), 1.0 + 1.9 * rows)
     figure, grid = pyplot.subplots(rows, 1, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for row, axes in enumerate(grid[:, 0]):
         _draw_words(axes, words[row * WORDS_A_ROW : (row + 1) * WORDS_A_ROW], kinds, columns)
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    figure.supylabel(f"for {explanation.label!r}, logits", fontsize="medium")
+    figure.supylabel(f"adds to {explanation.label!r} (logits)", fontsize="medium")
     grid[0, 0].set_title(title, fontsize="medium")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds), frameon=False)
@@ -159,16 +157,16 @@ def plotting_installed() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any]:
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError('pictures need matplotlib: pip install "mer-hf[plot]"') from error
     matplotlib.use("Agg")  # files only; a machine without a screen has no other back end
-    from matplotlib import pyplot
+    from matplotlib import patheffects, pyplot
     from matplotlib.patches import Rectangle
 
-    return pyplot, Rectangle
+    return pyplot, Rectangle, patheffects
 
 
 def _save(pyplot: Any, figure: Any, path: str | PathLike) -> Path:

@@ -33,7 +33,7 @@ LOUDEST = 2.0  # float samples of decoded mp3 overshoot 1 a little; above this t
 MAX_CHANNELS = 16
 
 # Not mp3: libsndfile 1.2 takes a wrong guess of the length for the length, and so cuts variable-rate files short.
-_SOUNDFILE_MAGIC = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
+SOUNDFILE_MAGIC = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
 
 
 # -- Audio ------------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 def _decode_audio(media: Encoded) -> tuple[np.ndarray, int]:
     """(samples, channels) float32 and the rate; the first bytes, not the file's name, choose the decoder."""
-    if not media.head().startswith(_SOUNDFILE_MAGIC):
+    if not media.head().startswith(SOUNDFILE_MAGIC):
         return _decode_audio_track(media)
     try:
         import soundfile
@@ -203,7 +203,7 @@ def load_frames(
     height_width = (size, size) if isinstance(size, int) else size
     if _is_array(source) or (isinstance(source, Mapping) and "frames" in source):
         frames, times = _frames_and_times(source)
-        chosen = _midpoints(len(frames), num_frames)
+        chosen = midpoints(len(frames), num_frames)
         return np.stack([_resize(frames[i], height_width) for i in chosen]), times[chosen]
     media = encoded(source)
     shown = list(_shown_frames(media, num_frames, height_width))
@@ -213,7 +213,7 @@ def load_frames(
     return np.stack(frames), np.array(times, dtype=np.float32)
 
 
-def _midpoints(count: int, parts: int) -> list[int]:
+def midpoints(count: int, parts: int) -> list[int]:
     parts = min(count, parts)
     return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]
 
@@ -249,7 +249,7 @@ def _shown_frames(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds, picture) of the sampled frames. Holds one decoded frame at a time, whatever the video's length."""
     shown_at, origin = scan(media, "video")
-    wanted = [shown_at[i] for i in _midpoints(len(shown_at), num_frames)]
+    wanted = [shown_at[i] for i in midpoints(len(shown_at), num_frames)]
     with open_container(media) as container:
         for frame in container.decode(stream_of(container, "video", media.name)):
             if not wanted:
@@ -260,10 +260,10 @@ def _shown_frames(
                 continue
             # A packet that yields no picture leaves a gap: the next frame stands in, and never one frame twice.
             wanted = [pts for pts in wanted if pts > frame.pts]
-            yield max(0.0, float(frame.pts * frame.time_base) - origin), _upright(frame, height_width)
+            yield max(0.0, float(frame.pts * frame.time_base) - origin), upright(frame, height_width)
 
 
-def _upright(frame: Any, height_width: tuple[int, int]) -> np.ndarray:
+def upright(frame: Any, height_width: tuple[int, int]) -> np.ndarray:
     """RGB (height, width, 3) of a decoded frame; telephones store pictures sideways with a note to turn them."""
     quarters = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     height, width = height_width[::-1] if quarters % 2 else height_width
