@@ -73,6 +73,7 @@ TOP_MAY_NOT = {
     "text_fine_tuning": {"cli", "hub", "text_recipes", "experiment", "checkpoints", *DEMO},
     "compact_encoders": {"cli", "hub", "corpora", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
     "corpora": {"cli", "hub", "compact_encoders", "recipes", "experiment", "reporting", "checkpoints", *DEMO},
+    "text_corpus": {"cli", "hub", "text_recipes", "text_fine_tuning", "experiment", "checkpoints", *DEMO},
     "text_recipes": {"cli", "hub", "compact_encoders", "checkpoints", *DEMO},
     "enrolment_rows": {"cli", "hub", "compact_encoders", "experiment", "checkpoints", *DEMO},
     "alignment_report": {"cli", "hub", "compact_encoders", "corpora", "recipes", "reporting", "experiment", *DEMO},

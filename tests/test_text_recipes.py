@@ -2,29 +2,20 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from mer_hf.data.collator import DialogueDataset, EmotionCollator, ExampleDataset
 from mer_hf.data.meld import COLUMNS, TABLES
 from mer_hf.data.protocols import check_split
 from mer_hf.experiment import logits_by_row
-from mer_hf.text_recipes import (
-    PUBLISHED,
-    RECIPES,
-    class_weights,
-    load_meld_text,
-    meld_context,
-    meld_finetuned,
-    run_meld,
-    text_vectors,
-)
-from mer_hf.training import fit
+from mer_hf.text_corpus import load_meld_text, text_vectors
+from mer_hf.text_fine_tuning import FineTuning
+from mer_hf.text_recipes import PUBLISHED, RECIPES, class_weights, meld_context, meld_finetuned, run_meld
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "news", "so", "!", "?")
 SIZES = {"train": 400, "validation": 20, "test": 15}  # dialogues
@@ -142,7 +133,6 @@ def test_plans_hold_every_turn_once_in_its_dialogue(corpus, encoder_dir):
         for side, count in SIZES.items():
             dataset = getattr(plan, side)
             assert [len(dataset[index]) for index in range(len(dataset))] == [2] * count
-    assert [name for name, p in plan.model.named_parameters() if name.startswith("text_model") and p.requires_grad]
 
 
 def test_same_seed_same_model_and_another_seed_another(corpus, encoder_dir):
@@ -167,13 +157,24 @@ def test_logits_come_back_in_the_order_of_the_rows(corpus, encoder_dir, recipe):
         np.testing.assert_allclose(found[list(turns)], alone.numpy(), atol=1e-5, err_msg=name)
 
 
-def test_finetuning_trains_the_encoder_and_what_follows(corpus, encoder_dir, tmp_path):
-    plan = meld_finetuned(corpus, corpus.splits[0], 0, encoder_dir)
-    start = {name: value.clone() for name, value in plan.model.state_dict().items()}
-    few = Subset(plan.train, range(16))
-    fit(plan.model, few, plan.validation, replace(plan.settings, epochs=1), tmp_path)
-    moved = {name for name, value in plan.model.state_dict().items() if not torch.equal(value, start[name])}
-    assert {name.split(".")[0] for name in moved} == {"text_model", "network"}
+def test_finetuning_learns_what_a_turn_says_by_itself(corpus, encoder_dir):
+    """The first turns are neutral; the second are all "So...", and so all get one answer, whatever stood before."""
+    settings = FineTuning(trained_layers=1, epochs=2, learning_rate=0.03, layer_learning_rate=0.01)
+    validation, test, chosen = meld_finetuned(corpus, corpus.splits[0], 0, encoder_dir, settings)
+    for logits, count in ((validation, SIZES["validation"]), (test, SIZES["test"])):
+        assert logits.shape == (2 * count, 3)
+        assert (logits[::2].argmax(-1) == 0).all() and (logits[1::2].argmax(-1) != 0).all()
+        np.testing.assert_allclose(logits[1::2], logits[1:2].repeat(count, 0), atol=1e-5)
+    assert chosen["settings"] == asdict(settings) and chosen["losses"][1] < 0.9 * chosen["losses"][0]
+
+
+def test_finetuning_is_a_job_like_the_others(copy, encoder_dir, tmp_path):
+    lines = []
+    results = run_meld(copy, encoder_dir, tmp_path, (0,), ("meld_finetuned",), lines.append)
+    chosen = results["models"]["meld_finetuned"]["folds"][0]["chosen"]
+    assert chosen["settings"] == asdict(FineTuning()) and chosen["losses"][-1] < chosen["losses"][0]
+    run_meld(copy, encoder_dir, tmp_path, (0,), ("meld_finetuned",), lines.append)
+    assert lines[0].startswith("meld_finetuned-seed0-fold1: weighted F1") and lines[1].endswith("(done before)")
 
 
 def test_only_the_bilstm_reads_turns_to_come(corpus, encoder_dir):
@@ -209,8 +210,9 @@ def test_context_is_learned_where_only_context_tells(finished):
     models = finished[1]["models"]
     for name in ("meld_lstm", "meld_bilstm", "meld_context"):
         assert models[name]["mean"]["weighted_f1"] > 0.9, name
-    # Without context half of the turns, "so", are all one: 8 of 15 are happy, so 23 of 30 can be right.
-    assert models["meld_lr"]["mean"]["wa"] == pytest.approx(23 / 30)
+    # Without context half of the turns, "so", are all one, and as often happy as sad in training: rounding decides
+    # which. 8 of 15 are happy, so 23 or 22 of 30 are right.
+    assert round(30 * models["meld_lr"]["mean"]["wa"], 6) in (22, 23)
     assert models["meld_context"]["wa_minus"]["meld_lr"]["low"] > 0
 
 
@@ -247,6 +249,6 @@ def test_finished_jobs_are_not_run_again_and_foreign_ones_are_refused(finished, 
 @pytest.mark.parametrize(("seeds", "models"), [((), ("meld_lr",)), ((0,), ()), ((0,), ("meld",))])
 def test_unknown_models_and_no_seed_are_refused(copy, encoder_dir, tmp_path, seeds, models):
     with pytest.raises(
-        ValueError, match="models must be among meld_lr, meld_lstm, meld_bilstm, meld_context, meld_finetuned"
+        ValueError, match="models must be among meld_lr, meld_lstm, meld_bilstm, meld_context, meld_finetuned,"
     ):
         run_meld(copy, encoder_dir, tmp_path, seeds, models)
