@@ -12,9 +12,13 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     """Options of `mer-hf predict`."""
     parser.add_argument("clip", help="an audio or video file")
     parser.add_argument("--model", help="a folder or Hub id of a trained checkpoint; default the package's own")
-    parser.add_argument("--text", help="what is said; '' = nothing; left out = recognised, poorly, with a warning")
+    parser.add_argument("--text", help="what is said; '' = nothing; left out = see --recognize")
     parser.add_argument("--words", type=Path, help="JSON file of [{word, start, end}] in seconds instead of --text")
-    parser.add_argument("--no_recognize", action="store_true", help="without --text, leave the words out")
+    parser.add_argument(
+        "--recognize",
+        action=argparse.BooleanOptionalAction,
+        help="without --text, guess the words, poorly, with a warning; default where --model is given",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--top_k", type=int, help="print only the best")
     parser.add_argument(
@@ -52,7 +56,7 @@ def predict(options: argparse.Namespace) -> None:
         clip["words"] = _read_words(options.words)
     _check_device(options.device)
     classify = _load(options)
-    call = {"recognize": not options.no_recognize, "top_k": options.top_k}
+    call = {"top_k": options.top_k} | ({} if options.recognize is None else {"recognize": options.recognize})
     if options.explain:
         _explain(classify, clip, call, options)
         return

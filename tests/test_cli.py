@@ -146,7 +146,7 @@ def test_scores_are_drawn_where_nothing_was_aligned(capsys, folders, clips, tmp_
 
 
 def test_without_words_none_are_guessed_when_told_so(capsys, folders, clips):
-    command = ["predict", clips / "clip.wav", "--model", folders["cme"], "--no_recognize"]
+    command = ["predict", clips / "clip.wav", "--model", folders["cme"], "--no-recognize"]
     assert run(capsys, *command)[1].splitlines()[-1] == "from audio"
 
 

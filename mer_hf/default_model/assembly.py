@@ -2,7 +2,8 @@
 
 No corpus at hand has voice, words and face of the same clips with these labels, so nothing is trained or fitted here:
 each branch answers with the probabilities that its own validation side calibrated, as if every emotion were equally
-likely, and the three senses count alike. What the fusion of all three is worth on one corpus was not measured.
+likely, and the three senses are multiplied, as independent ones are. What the fusion of all three is worth on one
+corpus was not measured.
 """
 
 import shutil
@@ -45,7 +46,7 @@ def assemble(
     shares = [given[name] / sum(given.values()) for name in speech]
     branches = {name: AutoModel.from_pretrained(source, dtype=torch.float32) for name, source in speech.items()}
     branches[FACE] = AutoModel.from_pretrained(face, dtype=torch.float32)
-    model = LateFusionForEmotionClassification.from_branches(branches, weights=[*shares, 1.0])
+    model = LateFusionForEmotionClassification.from_branches(branches, weights=[*shares, 1.0], independent=True)
     processor = MerProcessor.default(
         image_processor=ViTImageProcessor.from_pretrained(face), crop_faces=True, trim_db=TRIM_DB
     )

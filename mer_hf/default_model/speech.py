@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel, set_seed
 
-from ..calibration import fit_temperature
+from ..calibration import calibration_report, fit_temperature
 from ..corpora import Corpus, audio_vector_config, load_corpus, write_json
 from ..data.collator import ClipDataset
 from ..data.features import cache_embeds
@@ -245,6 +245,27 @@ def _equal(speech: Record, frequencies: NDArray) -> Logits:
     """Calibrated log-probabilities less the training side's log frequencies."""
     validation, test = (logits_of(side) / speech["temperature"] for side in (speech["validation"], speech))
     return validation - np.log(frequencies), test - np.log(frequencies), {"frequencies": frequencies.tolist()}
+
+
+def fusion_rules(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, dict[str, float]]]:
+    """How well voice and face fit together, calibrated and fused without anything fitted to both, by two rules.
+
+    records: as `measure_speech` returns them, with `face`. Returns log loss and calibration error by side and rule:
+    "mean" of the log-probabilities, and their "sum", as for senses that err independently.
+    """
+    pairs = list(zip(records["speech"], records["face"], strict=True))
+    temperatures = [[record["temperature"] for record in pair] for pair in pairs]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for side in ("validation", "test"):
+        own = [[record["validation"] if side == "validation" else record for record in pair] for pair in pairs]
+        labels = np.concatenate([voice["labels"] for voice, _ in own])
+        for rule in ("mean", "sum"):
+            logits = [
+                fuse_logits(np.stack([logits_of(part) for part in pair]), scales, independent=rule == "sum").numpy()
+                for pair, scales in zip(own, temperatures, strict=True)
+            ]
+            found.setdefault(side, {})[rule] = calibration_report(np.concatenate(logits), labels, 1.0)["before"]
+    return found
 
 
 def _check_settings(file: Path, branches: Mapping[str, SpeechBranch]) -> None:

@@ -40,6 +40,9 @@ class LateFusionConfig(MerConfig):
     """One a branch; the order is that of `branch_logits`."""
     weights: list[float] | tuple[float, ...] | None = None
     """One a branch, divided by the sum over those that have a vote; None = all count alike."""
+    independent: bool = False
+    """True: the weights are not divided, each branch that has a vote counts with all of its weight. Right for branches
+    that err independently, of which two that agree are surer than one; branches that hear the same should share 1."""
     freeze_branches: list[str] | tuple[str, ...] = ()
     """Names of branches that are not trained and stay in evaluation mode."""
 

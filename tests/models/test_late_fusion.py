@@ -111,6 +111,29 @@ def test_two_branches_by_hand():
     torch.testing.assert_close(cooled.softmax(-1), torch.tensor([[16 / 17, 1 / 17]]))
 
 
+def test_independent_branches_are_multiplied():
+    """.8 * .5 to .2 * .5 is 4 to 1, and .8 * .8 to .2 * .2 is 16 to 1; alone a branch says what it says."""
+    logits = torch.tensor([[[0.8, 0.2]] * 3, [[0.5, 0.5], [0.8, 0.2], [0.3, 0.7]]]).log()
+    mask = [[True, True, True], [True, True, False]]
+    fused = fuse_logits(logits, [1, 1], [1, 1], mask, independent=True)
+    torch.testing.assert_close(fused.softmax(-1), torch.tensor([[0.8, 0.2], [16 / 17, 1 / 17], [0.8, 0.2]]))
+    halves = fuse_logits(logits, [1, 1], [0.5, 0.5], mask, independent=True)
+    torch.testing.assert_close(halves[:2], fuse_logits(logits, [1, 1], [1, 1], mask)[:2])
+
+
+def test_independence_is_the_configurations_and_is_saved(tmp_path):
+    fusion = make_fusion(independent=True)
+    batch = pad_examples([make_clip(seed) for seed in range(3)])
+    output = fusion(**batch)
+    temperatures, weights = fusion.config.temperatures, fusion.config.weights
+    heard = output.branch_logits.transpose(0, 1)
+    expected = fuse_logits(heard, temperatures, weights, output.branch_mask.T, independent=True)
+    torch.testing.assert_close(output.logits, expected)
+    assert (fuse_logits(heard, temperatures, weights, output.branch_mask.T) - expected).abs().max() > 1e-3
+    fusion.save_pretrained(tmp_path)
+    assert_same(AutoModel.from_pretrained(tmp_path)(**batch).logits, output.logits)
+
+
 def test_equals_a_loop_over_clips_and_branches():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 20, 4, generator=generator) * 4
