@@ -1,6 +1,7 @@
 """The checkpoint in the package: whole, small, offline, and of sense."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import chain, combinations
@@ -46,6 +47,12 @@ def test_it_is_small_and_holds_weights_in_safetensors_alone():
     assert sum(file.stat().st_size for file in files) < 10e6
     assert {file.suffix for file in files} <= {".json", ".safetensors", ".md", ""}
     assert {"README.md", "LICENSE", "config.json", "model.safetensors"} <= {file.name for file in files}
+
+
+def test_it_names_no_folder_of_the_machine_that_made_it():
+    for file in DEFAULT_CHECKPOINT.rglob("*.json"):
+        paths = re.findall(r'"_?name_or_path": "(.*)"', file.read_text(encoding="utf-8"))
+        assert not any(paths), (file, paths)
 
 
 def test_its_card_parses_and_names_the_terms_of_its_data():

@@ -46,6 +46,8 @@ def assemble(
     shares = [given[name] / sum(given.values()) for name in speech]
     branches = {name: AutoModel.from_pretrained(source, dtype=torch.float32) for name, source in speech.items()}
     branches[FACE] = AutoModel.from_pretrained(face, dtype=torch.float32)
+    for branch in branches.values():
+        branch.config._name_or_path = ""  # a folder of this machine
     model = LateFusionForEmotionClassification.from_branches(branches, weights=[*shares, 1.0], independent=True)
     processor = MerProcessor.default(
         image_processor=ViTImageProcessor.from_pretrained(face), crop_faces=True, trim_db=TRIM_DB
