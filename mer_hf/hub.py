@@ -1,4 +1,10 @@
-"""Checkpoints that load with and without this package: model, processor and the code of both in one folder."""
+"""Checkpoints that load with and without this package: model, processor and the code of both in one folder.
+
+    save_checkpoint(model, processor, "runs/mine")
+    pipeline(TASK, model=str(download_checkpoint("ann/mine", revision="<commit>")))   # every byte checked
+
+`publishing` puts such a folder on the Hub.
+"""
 
 import json
 import shutil
@@ -6,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .models import pipeline_mer, processing_mer
@@ -15,6 +22,8 @@ from .models.processing_mer import MerProcessor
 
 MODELS_FOLDER = Path(pipeline_mer.__file__).parent
 AUTO_MODELS = ("AutoModel", "AutoModelForAudioClassification")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.npy", "*.npz")
+"""What may run code when it is read: neither published nor fetched."""
 
 
 def save_checkpoint(model: MerPreTrainedModel, processor: MerProcessor, directory: str | PathLike) -> Path:
@@ -73,3 +82,37 @@ def code_files(model: MerPreTrainedModel) -> list[Path]:
 
 def _reference(cls: Any) -> str:
     return f"{cls.__module__.rsplit('.', 1)[-1]}.{cls.__name__}"
+
+
+def download_checkpoint(
+    repo_id: str,
+    revision: str | None = None,
+    cache_dir: str | PathLike | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """A checkpoint from the Hub, every file compared with the hash that the Hub has of it; returns the folder.
+
+    The Hub's client compares sizes only. It loads by repository id as well, and then from its cache without a network;
+    this needs one. revision: pin it to a commit, whose code you have read. cache_dir, token, endpoint: of
+    huggingface_hub's client.
+
+    Raises:
+        ValueError: the repository has no safetensors.
+        OSError: files arrived damaged; they are removed from the cache, so that the next try fetches them again. Also
+            what huggingface_hub raises: a repository, revision or network that is not there.
+    """
+    api = HfApi(endpoint=endpoint, token=token, library_name="mer_hf")
+    folder = Path(
+        api.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, ignore_patterns=list(PICKLES))
+    )
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"repo_id: {repo_id} holds no safetensors; weights in other formats are not read")
+    found = api.verify_repo_checksums(repo_id, revision=folder.name, cache_dir=cache_dir)
+    damaged = [mismatch["path"] for mismatch in found.mismatches]
+    for path in damaged:
+        (folder / path).resolve().unlink()
+        (folder / path).unlink(missing_ok=True)
+    if damaged:
+        raise OSError(f"{', '.join(damaged)} of {repo_id} arrived damaged and will be fetched again: try once more")
+    return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .models.media import SOUNDFILE_MAGIC, LOUDEST, RATES, MediaError, midpoints, upright, resample
+from .models.media import LOUDEST, RATES, SOUNDFILE_MAGIC, MediaError, midpoints, resample, upright
 from .models.media_files import (
     SAMPLES_TOLERANCE,
     Encoded,

@@ -87,7 +87,8 @@ def speech_branch(found: Results) -> Branch:
         models=f"{len(names)} of [learned alignment](https://arxiv.org/abs/1909.05645), without words",
         parameters=sum(models[name]["parameters"] for name in names),
         setting=f"The test sides of {len(folds)} folds of `{found['protocol']['split']}` together "
-        f"({found['protocol']['unit']}s apart): {pooled['n']:,} clips of {pooled['speakers']} people.",
+        f"({found['protocol']['unit']}s apart): {pooled['n']:,} clips of {pooled['speakers']} people. "
+        f"{found['protocol']['source']}.",
         unit=f"{pooled['clusters']}s",
         task="audio-classification",
         hashed={"protocol": found["protocol"]["split"], "sha256": corpus["sha256"]},
@@ -155,7 +156,7 @@ def words_branch(found: Results) -> Branch:
         rows=[*rows, _majority(pooled)],
         recall=pooled["recall"],
         notes=found["notes"],
-        temperatures={WORDS: next(one["temperature"] for one in found["seeds"] if one["seed"] == seed)},
+        temperatures={WORDS: {one["seed"]: one["temperature"] for one in found["seeds"]}[seed]},
     )
 
 

@@ -103,12 +103,15 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         return model.to(dtype) if dtype is not None else model
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, *args, output_loading_info: bool = False, use_safetensors: bool = True, **kwargs):
         """As in transformers; `untrained_keys` of the model lists weights its checkpoint did not have.
 
         transformers only prints those. Inference refuses them: a head at random answers as readily as a trained one.
+        Weights in pickles, which may run code, are not read unless use_safetensors is False.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            *args, output_loading_info=True, use_safetensors=use_safetensors, **kwargs
+        )
         mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
         model.untrained_keys = tuple(sorted(set(info["missing_keys"]) | mismatched))
         model._freeze()  # loading makes new parameters, and those want gradients

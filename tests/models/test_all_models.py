@@ -182,6 +182,16 @@ class TestBatches:
 
 
 @each_model
+def test_weights_in_pickles_are_not_read(model_type, tmp_path):
+    model = make_model(model_type, **WIDTH_FIELDS)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+@each_model
 @pytest.mark.parametrize("modalities", SUBSETS, ids="+".join)
 def test_any_subset_of_the_modalities(model_type, modalities):
     model = make_model(model_type, **{f"{m}_embed_dim": WIDTHS[m] for m in modalities})
