@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import (
@@ -31,6 +30,7 @@ from .data import crema_d, folder, iemocap, meld, ravdess
 from .data.collator import ClipDataset
 from .data.controlled import load_controlled
 from .data.face_scores import load_face_scores
+from .data.feature_store import FeatureStore
 from .data.features import cache_embeds
 from .data.named_protocols import Protocol, choose_protocol
 from .data.protocols import FoldSplit
@@ -46,8 +46,6 @@ ALIGNER_VERSION = 1
 """Raise it when `WordAligner` places words otherwise: cached times are then made anew."""
 CTC_VERSION = 1
 """The same of `CTCWordAligner`."""
-VECTORS_VERSION = 1
-"""Raise it when a fixed vector is computed otherwise: cached ones are then made anew."""
 
 
 def audio_vector_config() -> FilterbankStatisticsConfig:
@@ -65,7 +63,7 @@ class Corpus:
 
     extras: by row id, fields to add to its example, such as {"vision_embeds": (frames, 7), "vision_times": (frames,)}.
     notes: what a results file says about the data, ready for JSON. protocol: the one that the splits are of.
-    audio_hashes: of each row's sound by id, where they were taken; vectors_file: where its fixed vectors are kept.
+    audio_hashes: of each row's sound by id, where they were taken; vectors_dir: where its fixed vectors are kept.
     """
 
     name: str
@@ -76,7 +74,7 @@ class Corpus:
     notes: Mapping[str, Any] = field(default_factory=dict)
     protocol: Protocol | None = None
     audio_hashes: Mapping[str, str] = field(default_factory=dict)
-    vectors_file: Path | None = None
+    vectors_dir: Path | None = None
 
     @cached_property
     def label2id(self) -> dict[str, int]:
@@ -133,23 +131,16 @@ class Corpus:
     def audio_vectors(self) -> dict[str, Tensor]:
         """One fixed vector a clip by row id, (1, 240): `audio_vector_config`. Clips without sound have none.
 
-        Kept in `vectors_file`, by a hash of each clip's sound and of the front end; a clip is computed once.
+        Kept in `vectors_dir` (None = nowhere), where a `FeatureStore` computes a clip once.
         """
-        config = MMANConfig(audio_config=audio_vector_config(), network="unimodal")
-        front_end = json.dumps([VECTORS_VERSION, config.audio_config.to_dict()], sort_keys=True)
-        keys = {
-            i: hashlib.sha256(f"{front_end} {sound}".encode()).hexdigest() for i, sound in self.audio_hashes.items()
-        }
-        cache = _load_vectors(self.vectors_file)
-        new = [row for row in self.rows if row["audio"] is not None and keys.get(row["id"]) not in cache]
-        clips = ClipDataset(new, MerProcessor.default(), modalities=("audio",))
-        computed = cache_embeds(MMANForEmotionClassification(config), clips, ("audio",))
-        found = {r["id"]: e["audio_embeds"] for r, e in zip(new, computed, strict=True) if "audio_embeds" in e}
-        if self.vectors_file is not None and process_state().is_main_process and found.keys() & keys.keys():
-            cache |= {keys[i]: vector for i, vector in found.items() if i in keys}
-            _save_vectors(cache, self.vectors_file)
-        found |= {i: cache[key] for i, key in keys.items() if key in cache}
-        return {row["id"]: found[row["id"]] for row in self.rows if row["id"] in found}
+        model = MMANForEmotionClassification(MMANConfig(audio_config=audio_vector_config(), network="unimodal"))
+        heard, processor = [row for row in self.rows if row["audio"] is not None], MerProcessor.default()
+        if self.vectors_dir is None:
+            clips = cache_embeds(model, ClipDataset(heard, processor, modalities=("audio",)), ("audio",))
+        else:
+            clips = FeatureStore(self.vectors_dir, model, processor, ("audio",), dtype="float32").examples(heard)
+        found = zip(heard, clips, strict=True)
+        return {row["id"]: clip["audio_embeds"] for row, clip in found if "audio_embeds" in clip}
 
     @cached_property
     def vision_vectors(self) -> dict[str, Tensor]:
@@ -159,18 +150,6 @@ class Corpus:
             i: torch.cat([track.mean(0), track.std(0, correction=0), track.amax(0)])[None]
             for i, track in tracks.items()
         }
-
-
-def _load_vectors(file: Path | None) -> dict[str, Tensor]:
-    return load_file(file) if file is not None and file.is_file() else {}
-
-
-def _save_vectors(vectors: Mapping[str, Tensor], file: Path) -> None:
-    """Whole or not at all, as `write_json`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    save_file({key: vector.contiguous() for key, vector in vectors.items()}, unfinished)
-    unfinished.replace(file)
 
 
 # Loading
@@ -228,7 +207,7 @@ def load_corpus(
         **face_notes,
     }
     labels = [label for label in EMOTIONS if label in present]
-    return Corpus(name, rows, splits, labels, extras, notes, chosen, hashes, cache_dir / "vectors.safetensors")
+    return Corpus(name, rows, splits, labels, extras, notes, chosen, hashes, cache_dir / "vectors")
 
 
 def read_rows(name: str, data_dir: str | PathLike, cache_dir: str | PathLike, **options: Any) -> Scan:

@@ -1,20 +1,20 @@
 """MELD's transcripts with a fixed vector a turn, grouped into dialogues: what `text_recipes` trains on."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from . import MMANForEmotionClassification
 from .corpora import Corpus
 from .data.collator import DialogueDataset, ExampleDataset
+from .data.feature_keys import sha256_of
+from .data.feature_shards import FeatureShards
 from .data.features import cache_embeds
 from .data.meld import scan
 from .data.named_protocols import PROTOCOLS
@@ -60,18 +60,18 @@ def text_vectors(
     encoder = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     config = AutoConfig.from_pretrained(encoder_dir)
     encoder |= {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers")}
-    key = hashlib.sha256(json.dumps([encoder, MAX_TOKENS, [row["text"] for row in rows]]).encode())
-    file = Path(cache_dir) / f"text-{key.hexdigest()[:16]}.safetensors"
-    if not file.is_file():
+    shards = FeatureShards(Path(cache_dir) / "text-vectors")
+    keys = [sha256_of([encoder, MAX_TOKENS, row["text"]]) for row in rows]
+    missing = {key: row for key, row in zip(keys, rows, strict=True) if not shards.intact(key)}
+    if missing:
         model = MMANForEmotionClassification.from_backbones(text=encoder_dir, network="unimodal")
-        examples, found = token_examples(rows, encoder_dir), []
+        examples = token_examples(list(missing.values()), encoder_dir)
         for start in range(0, len(examples), chunk):
             states = [e["text_embeds"] for e in cache_embeds(model, examples[start : start + chunk], ("text",))]
-            found += [torch.cat([state.mean(0), state.amax(0)]) for state in states]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": torch.stack(found)}, file.with_suffix(".unfinished"))
-        file.with_suffix(".unfinished").replace(file)
-    return load_file(file)["vectors"], encoder
+            vectors = [{"vector": torch.cat([state.mean(0), state.amax(0)])} for state in states]
+            found = dict(zip(list(missing)[start : start + chunk], vectors, strict=True))
+            shards.write(found, {key: {"encoder": encoder["sha256"]} for key in found})
+    return torch.stack([shards.read(key)["vector"] for key in keys]), encoder
 
 
 def token_examples(rows: Sequence[Mapping[str, Any]], encoder_dir: str | PathLike) -> list[Example]:

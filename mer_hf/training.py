@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from .data.collator import EmotionCollator, move_to
+from .data.length_grouping import LengthBatchSampler, dataset_lengths
 from .evaluation import compute_metrics
 
 
@@ -102,16 +104,46 @@ def parameter_groups(model: PreTrainedModel, settings: TrainingSettings) -> list
     ]
 
 
+class LengthGroupedTrainer(Trainer):
+    """The stock Trainer over batches of clips, or dialogues, of like length; see `LengthBatchSampler`.
+
+    transformers' own `train_sampling_strategy="group_by_length"` looks for lengths where our data sets do not have
+    them, and does not know dialogues.
+    """
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        together = args.world_size * args.gradient_accumulation_steps
+        lengths = dataset_lengths(self.train_dataset)
+        grouped = LengthBatchSampler(lengths, args.train_batch_size, together=together, seed=args.seed)
+        return self._loader(self.train_dataset, batch_sampler=grouped)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Longest first. Metrics do not depend on the order, and processes that gather need batches of one size."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        longest_first = dataset_lengths(dataset).reshape(len(dataset), -1).prod(axis=1).argsort()[::-1]
+        return self._loader(dataset, batch_size=self.args.eval_batch_size, sampler=longest_first.tolist())
+
+    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
+        workers, pin = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        loader = DataLoader(dataset, collate_fn=self.data_collator, num_workers=workers, pin_memory=pin, **order)
+        return self.accelerator.prepare(loader)
+
+
 def make_trainer(
     model: PreTrainedModel,
     train_dataset: Dataset,
     validation_dataset: Dataset,
     settings: TrainingSettings,
     output_dir: str | PathLike,
+    group_by_length: bool = False,
     **arguments: Any,
 ) -> Trainer:
-    """A stock Trainer with our collator, metrics, parameter groups and early stopping; quiet, see its `state`."""
-    trainer = Trainer(
+    """A stock Trainer with our collator, metrics, parameter groups and early stopping; quiet, see its `state`.
+
+    group_by_length: the `LengthGroupedTrainer`. arguments: fields of TrainingArguments.
+    """
+    trainer = (LengthGroupedTrainer if group_by_length else Trainer)(
         model=model,
         args=settings.arguments(output_dir, **arguments),
         train_dataset=train_dataset,
@@ -132,13 +164,15 @@ def fit(
     settings: TrainingSettings,
     output_dir: str | PathLike,
     statistics_dataset: Dataset | None = None,
+    group_by_length: bool = False,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Train a model and leave it at the epoch that `settings.keep` names; returns what was chosen and why.
 
     Standardizers take their statistics from the training set first, or from `statistics_dataset`, which is the same
-    clips without the training set's random changes. MMAN goes through the paper's two stages: its
-    branches, then, these frozen, their fusion.
+    clips without the training set's random changes. group_by_length: batches of clips of like length (the package's
+    own figures were measured without). MMAN goes through the paper's two stages: its branches, then, these frozen,
+    their fusion.
 
     Raises:
         ValueError: an empty training or validation set.
@@ -158,7 +192,9 @@ def fit(
         if number:
             model.freeze_branches()
         directory = Path(output_dir) / f"stage-{number + 1}" if len(stages) > 1 else Path(output_dir)
-        trainer = make_trainer(model, train_dataset, validation_dataset, stage, directory, **arguments)
+        trainer = make_trainer(
+            model, train_dataset, validation_dataset, stage, directory, group_by_length, **arguments
+        )
         trainer.train()
         evaluations = [entry for entry in trainer.state.log_history if f"eval_{stage.metric}" in entry]
         best = evaluations[-1]
@@ -179,19 +215,30 @@ def fit(
 
 def batches(dataset: Dataset, batch_size: int, device: torch.device | str = "cpu") -> Iterator[dict[str, Any]]:
     """Padded batches of a dataset in its order."""
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=EmotionCollator()):
+    yield from _padded(dataset, device, batch_size=batch_size)
+
+
+def _padded(dataset: Dataset, device: torch.device | str, **order: Any) -> Iterator[dict[str, Any]]:
+    for batch in DataLoader(dataset, collate_fn=EmotionCollator(), **order):
         yield move_to(batch, torch.device(device))
 
 
 @torch.inference_mode()
 def predict_logits(model: PreTrainedModel, dataset: Dataset, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (items, labels) and labels (items,) of the real turns or clips, in the dataset's order."""
+    """Logits (items, labels) and labels (items,) of the real turns or clips, in the dataset's order.
+
+    Clips, or dialogues, of like length are run together.
+    """
     model.eval()
-    logits, labels = [], []
-    for batch in batches(dataset, batch_size, model.device):
-        output = model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
-        real = batch.get("turn_mask")
-        targets = batch["labels"]
-        logits.append(output[real].cpu().numpy() if real is not None else output.cpu().numpy())
-        labels.append(targets[real].cpu().numpy() if real is not None else targets.cpu().numpy())
-    return np.concatenate(logits), np.concatenate(labels)
+    grouped = list(LengthBatchSampler(dataset_lengths(dataset), batch_size, shuffle=False))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for indices, batch in zip(grouped, _padded(dataset, model.device, batch_sampler=grouped), strict=True):
+        labels = batch.pop("labels")
+        real = batch.get("turn_mask", torch.ones(len(labels), 1, dtype=torch.bool, device=labels.device))
+        logits = model(**batch).logits.float().reshape(*real.shape, -1)
+        labels = labels.reshape(real.shape)
+        for row, index in enumerate(indices):
+            found[index] = logits[row][real[row]].cpu(), labels[row][real[row]].cpu()
+    sides = zip(*(found[index] for index in range(len(dataset))), strict=True)
+    logits, labels = (torch.cat(side).numpy() for side in sides)
+    return logits, labels

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,17 @@ def test_cut_clips_have_the_logits_of_whole_ones_in_cme(corpus):
         with torch.no_grad():
             logits = [model(**EmotionCollator()([clip])).logits for clip in (example, cut)]
         torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+def test_fixed_vectors_are_computed_once_a_clip(tree, tmp_path, monkeypatch):
+    first, again = (load_corpus("ravdess", tree, tmp_path, "ravdess-emobox", aligner=EvenAligner()) for _ in range(2))
+    vectors = first.audio_vectors
+    assert {vector.shape for vector in vectors.values()} == {(1, 240)} and len(vectors) == len(first.rows)
+    monkeypatch.setattr("mer_hf.data.feature_store.cache_embeds", None)
+    assert all(torch.equal(again.audio_vectors[i], vector) for i, vector in vectors.items())
+    unkept = replace(first, vectors_dir=None).audio_vectors
+    for i, vector in vectors.items():
+        torch.testing.assert_close(unkept[i], vector)
 
 
 def test_vectors_move_at_every_look_and_on_the_training_side_only(corpus):

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "export": {"onnx_model", "precision"},
     "onnx_model": set(),
     "precision": set(),
-    "corpus_prediction": {"data.feature_keys", "data.length_grouping"},
+    "corpus_prediction": {"data.feature_keys", "data.hub_rows", "data.length_grouping"},
     "data.schema": set(),
     "data.scanning": {"data.schema"},
     "data.word_times": set(),

@@ -88,11 +88,13 @@ def test_punctuation_reaches_the_encoder(encoder_dir, tmp_path):
 
 def test_vectors_are_kept_by_texts_and_encoder(encoder_dir, tmp_path):
     first = text_vectors([{"text": "good"}], encoder_dir, tmp_path)[0]
-    file = next(tmp_path.glob("*.safetensors"))
+    (file,) = (tmp_path / "text-vectors").iterdir()
     written = file.stat().st_mtime_ns
     assert torch.equal(text_vectors([{"text": "good"}], encoder_dir, tmp_path)[0], first)
-    assert (file.stat().st_mtime_ns, len(list(tmp_path.iterdir()))) == (written, 1)
-    assert not torch.equal(text_vectors([{"text": "bad"}], encoder_dir, tmp_path)[0], first)
+    assert (file.stat().st_mtime_ns, len(list(file.parent.iterdir()))) == (written, 1)
+    both = text_vectors([{"text": "bad"}, {"text": "good"}], encoder_dir, tmp_path)[0]
+    assert not torch.equal(both[:1], first) and torch.equal(both[1:], first)
+    assert len(list(file.parent.iterdir())) == 2, "only what was new is computed"
 
 
 def test_the_pretrained_encoder_gives_768_values_that_tell_sentences_apart(tmp_path):

@@ -23,10 +23,11 @@ from mer_hf import (
 )
 from mer_hf import training as training_module
 from mer_hf.corpora import align_rows
-from mer_hf.data.collator import DialogueDataset, ExampleDataset
+from mer_hf.data.collator import DialogueDataset, EmotionCollator, ExampleDataset
+from mer_hf.data.length_grouping import iemocap_like_seconds, padding_ratio
 from mer_hf.data.ravdess import scan
 from mer_hf.models.batching import pad_dialogues, pad_examples
-from mer_hf.training import TrainingSettings, batches, fit, parameter_groups, predict_logits
+from mer_hf.training import TrainingSettings, batches, fit, make_trainer, parameter_groups, predict_logits
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 6
@@ -266,6 +267,78 @@ def test_other_networks_have_one_stage(tmp_path, values):
     assert len(done["stages"]) == 1
 
 
+# Clips of like length
+
+
+class Watched(EmotionCollator):
+    """Remembers the lengths of the clips, or the numbers of turns, of every batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, examples):
+        clips = [len(e) if isinstance(e, list) else len(e["audio_embeds"]) for e in examples]
+        self.batches.append(clips)
+        return super().__call__(examples)
+
+
+def uneven_clips(count, seed):
+    frames = (10 * iemocap_like_seconds(count, seed)).astype(int)
+    generator = torch.Generator().manual_seed(seed)
+    clips = [torch.randn(int(length), WIDTH, generator=generator) for length in frames]
+    return ExampleDataset([{"audio_embeds": clip, "label": index % 4} for index, clip in enumerate(clips)])
+
+
+def padding(batches):
+    lengths = [length for batch in batches for length in batch]
+    ends = np.cumsum([len(batch) for batch in batches])
+    return padding_ratio(lengths, np.split(np.arange(len(lengths)), ends[:-1]))
+
+
+def test_the_trainer_groups_clips_by_length(tmp_path):
+    train, validation = uneven_clips(300, 0), uneven_clips(90, 1)
+    ratios = {}
+    for grouped in (False, True):
+        settings = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, keep="last")
+        trainer = make_trainer(make_cme(), train, validation, settings, tmp_path / str(grouped), grouped)
+        trainer.data_collator = watched = Watched()
+        trainer.train()
+        steps = -(-300 // 8)
+        first, second = watched.batches[:steps], watched.batches[steps + 12 : 2 * steps + 12]
+        tested = watched.batches[steps : steps + 12]
+        for seen, dataset in ((first, train), (second, train), (tested, validation)):
+            expected = sorted(len(clip["audio_embeds"]) for clip in dataset.examples)
+            assert sorted(length for batch in seen for length in batch) == expected, "each clip once"
+        assert first != second, "every epoch has the same batches"
+        ratios[grouped] = padding(first), padding(tested)
+    # Of so few clips the longest batch is a large share; of as many as IEMOCAP has see test_length_grouping.
+    assert max(ratios[True]) <= 1.2 < 1.7 < min(ratios[False])
+
+
+def test_the_trainer_groups_dialogues_too(tmp_path):
+    clips = with_faces(uneven_clips(60, 0).examples)
+    dialogues = DialogueDataset(clips, [str(int(index**0.5)) for index in range(60)], range(60))
+    model = make_mman(network="clstm_mma")
+    settings = TrainingSettings(epochs=1, batch_size=2, keep="last")
+    trainer = make_trainer(model, dialogues, dialogues, settings, tmp_path, True)
+    trainer.data_collator = watched = Watched()
+    trainer.train()
+    assert sorted(turns for batch in watched.batches[:4] for turns in batch) == [1, 3, 5, 7, 9, 11, 11, 13]
+
+
+def test_accumulation_in_the_grouped_trainer_sees_the_whole_batch(tmp_path):
+    """Batches of 4, two a step, against batches of 8; sizes of pieces are equal, so means of means are the mean."""
+    logits = []
+    for size, accumulation in ((8, 1), (4, 2)):
+        model = make_cme()
+        settings = TrainingSettings(
+            epochs=3, batch_size=size, learning_rate=1e-2, keep="last", gradient_accumulation_steps=accumulation
+        )
+        fit(model, uneven_clips(80, 0), VALIDATION, settings, tmp_path / str(size), group_by_length=True)
+        logits.append(predict_logits(model, VALIDATION)[0])
+    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
+
+
 # Predictions
 
 
@@ -318,7 +391,7 @@ def test_two_processes_train_together_and_one_writes(tmp_path):
             list(map(str, command)),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

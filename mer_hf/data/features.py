@@ -1,5 +1,7 @@
-"""Run frozen backbones once per clip and keep their states: a head trains hundreds of times faster on those."""
+"""Run frozen backbones once per clip: a head trains hundreds of times faster on their states, which `FeatureStore`
+keeps on disk for all that use them."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,3 +68,27 @@ def _replace(model: Any, examples: list[dict[str, Any]], modality: str) -> None:
 def _real(states: Tensor, mask: Tensor) -> Tensor:
     """Up to the last real place: what is padding alone goes, a masked place between real ones stays."""
     return states[: int(mask.nonzero().max()) + 1].clone()
+
+
+def without_backbones(model: Any, modalities: Sequence[str]) -> Any:
+    """The same head over states: a model that reads `<modality>_embeds` of these modalities in place of raw input.
+
+    Small to train, to send between processes and to keep; `take_head` puts it back. model: a MerPreTrainedModel; it
+    stays as it is, and what it has besides these backbones is copied.
+    """
+    config = copy.deepcopy(model.config)
+    for modality in modalities:
+        setattr(config, f"{modality}_config", None)
+        setattr(config, f"{modality}_embed_dim", model.config.width(modality))
+    config.freeze_backbones = tuple(modality for modality in config.freeze_backbones if modality not in modalities)
+    # Which frame of the states a second falls on is known from the backbone, as long as there is one.
+    config.audio_frame_stride, config.audio_frame_reach = model.config.audio_frame_seconds, model.config.audio_reach
+    head = type(model)(config).to(device=model.device, dtype=model.dtype)
+    take_head(head, model)
+    return head.train(model.training)
+
+
+def take_head(model: Any, other: Any) -> None:
+    """Give a model the weights of another that differs from it in backbones alone; backbones that both have, too."""
+    theirs, own = other.state_dict(), model.state_dict()
+    model.load_state_dict({name: theirs[name] for name in own.keys() & theirs.keys()}, strict=False)

@@ -14,7 +14,7 @@ from mer_hf import (
     SpectrogramConfig,
 )
 from mer_hf.data.collator import ExampleDataset
-from mer_hf.data.features import cache_embeds
+from mer_hf.data.features import cache_embeds, take_head, without_backbones
 from mer_hf.models.batching import pad_examples
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -137,3 +137,27 @@ def test_a_missing_backbone_is_named():
     model = make_model("cme", text_config=None, text_embed_dim=4, vision_config=None)
     with pytest.raises(ValueError, match="no text or vision backbone"):
         cache_embeds(model, CLIPS, MODALITIES)
+
+
+@pytest.mark.parametrize("modalities", [("audio",), ("text", "vision"), MODALITIES])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_without_its_backbones_answers_the_same(name, modalities):
+    model = make_model(name)
+    cached = cache_embeds(model, CLIPS, modalities)
+    head = without_backbones(model, modalities)
+    assert all((getattr(head, f"{m}_model") is None) == (m in modalities) for m in MODALITIES)
+    torch.testing.assert_close(logits_of(head, cached), logits_of(model, CLIPS), rtol=1e-4, atol=1e-5)
+    assert head.num_parameters() < model.num_parameters()
+
+
+def test_a_trained_head_goes_back_to_its_backbones():
+    model = make_model("cme")
+    head = without_backbones(model, MODALITIES)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1)
+    cached = cache_embeds(model, CLIPS, MODALITIES)
+    before = logits_of(model, CLIPS)
+    take_head(model, head)
+    torch.testing.assert_close(logits_of(model, CLIPS), logits_of(head, cached), rtol=1e-4, atol=1e-5)
+    assert (logits_of(model, CLIPS) - before).abs().max() > 1e-2
