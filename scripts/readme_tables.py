@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_hf import alignment_report, demo, enrolment_rows, reporting
+from mer_hf import alignment_report, benchmark, demo, enrolment_rows, reporting
 from mer_hf.evaluation import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +32,8 @@ def table(name: str) -> str:
     if name == "default":
         return default_checkpoint()
     results = read(name)
+    if "figures" in results:
+        return benchmark.results_table(results)
     if "claims" in results:
         return demo.results_table(results)
     if "reports" in results:

@@ -105,7 +105,7 @@ def permitted(module: str, target: str) -> bool:
         return target not in TOP_MAY_NOT[module]
     if module.startswith("default_model"):  # stands beside the experiments: trains, measures and loads
         return target not in {"cli", "hub_cards", *DEMO}
-    if module.startswith(("benchmark", "speed_measures")):  # measures everything
+    if module.startswith("benchmark"):  # measures everything
         return target not in {"cli", *DEMO}
     if module == "training":  # models by their public names only
         return target in ("", "evaluation") or target.startswith("data.")

@@ -49,13 +49,34 @@ def pool_word_frames(frames: Tensor, word_spans: Tensor, parts: tuple[str, ...] 
     batch, words = word_spans.shape[:2]
     starts, ends = word_spans.flatten(0, 1).unbind(-1)  # (batch * words,)
     lengths = ends - starts
-    starts = starts + frames.shape[1] * torch.arange(batch, device=frames.device).repeat_interleave(words)
-    within = torch.arange(int(lengths.sum()), device=frames.device)
-    within = within - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-    covered = frames.flatten(0, 1).index_select(0, starts.repeat_interleave(lengths) + within)  # (covered, dim)
-    pooled = torch.cat([torch.segment_reduce(covered, part, lengths=lengths) for part in parts], dim=-1)
-    pooled = torch.where((lengths > 0).unsqueeze(-1), pooled, pooled.new_zeros(()))  # an empty maximum is -inf
-    return pooled.unflatten(0, (batch, words))
+    first = lengths.cumsum(0) - lengths  # where each word's frames begin among all covered ones
+    count = lengths.sum().item()
+    torch._check(count >= 0)  # torch.export cannot know
+    covered = torch.arange(count, device=frames.device)
+    # The word of each covered frame: how many words have begun by then. `repeat_interleave` cannot be exported.
+    begun = torch.zeros(count + 1, dtype=torch.long, device=frames.device)
+    word = begun.index_add(0, first, torch.ones_like(first))[:-1].cumsum(0) - 1
+    starts = starts + frames.shape[1] * (torch.arange(batch * words, device=frames.device) // words)
+    values = frames.flatten(0, 1).index_select(0, (starts - first)[word] + covered)  # (covered, dim)
+    pooled = torch.cat([POOLED[part](values, word, lengths) for part in parts], dim=-1)
+    return pooled.view(batch, words, -1)
+
+
+def _means(values: Tensor, word: Tensor, lengths: Tensor) -> Tensor:
+    """values (n, dim), the word each belongs to (n,), lengths (words,) -> (words, dim), zeros for a word of none."""
+    dtype = torch.promote_types(values.dtype, torch.float32)  # sums over many frames
+    totals = values.new_zeros(lengths.shape[0], values.shape[-1], dtype=dtype)
+    means = totals.index_add(0, word, values.to(dtype)) / lengths.clamp(min=1).unsqueeze(-1)
+    return means.to(values.dtype)
+
+
+def _maxima(values: Tensor, word: Tensor, lengths: Tensor) -> Tensor:
+    """As `_means`."""
+    zeros = values.new_zeros(lengths.shape[0], values.shape[-1])
+    return zeros.scatter_reduce(0, word.unsqueeze(-1).expand_as(values), values, "amax", include_self=False)
+
+
+POOLED = {"mean": _means, "max": _maxima}
 
 
 class CMEExcitement(nn.Module):
@@ -182,21 +203,37 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         loss = None if labels is None else self.classification_loss(logits, labels)
         return CMEOutput(loss=loss, logits=logits, hidden_states=hidden, word_mask=word_mask)
 
-    @staticmethod
     def _check_times(
-        sequences: dict[str, ModalitySequence], word_times: Tensor | None, vision_times: Tensor | None
+        self, sequences: dict[str, ModalitySequence], word_times: Tensor | None, vision_times: Tensor | None
     ) -> None:
         batch = len(next(iter(sequences.values())).mask)
         if word_times is not None and (word_times.dim() != 3 or word_times[:, 0].shape != (batch, 2)):
             raise ValueError(f"word_times must be ({batch}, words, 2), found {tuple(word_times.shape)}")
+        if torch.compiler.is_exporting():  # what follows depends on values, and a graph has no branches
+            return
         for modality, mask_name in (("audio", "audio_mask"), ("vision", "vision_mask or pixel_values_mask")):
             mask = sequences[modality].mask if modality in sequences else torch.ones(1, 1, dtype=torch.bool)
             if (mask[:, 1:] & ~mask[:, :-1]).any():
                 raise ValueError(f"{mask_name} must have the real frames first, found padding before some")
-        if vision_times is not None and "vision" in sequences and sequences["vision"].mask.any():
-            if vision_times.shape != sequences["vision"].mask.shape:
-                expected = tuple(sequences["vision"].mask.shape)
-                raise ValueError(f"vision_times must be {expected}, found {tuple(vision_times.shape)}")
+        if "vision" in sequences and sequences["vision"].mask.any():
+            self._check_vision_times(sequences["vision"].mask, word_times, vision_times)
+        if "text" in sequences and self.config.word_level and word_times is None:
+            self._refuse_untimed_words(sequences, sequences["text"].mask.any(dim=-1))
+        if "text" in sequences and word_times is not None:
+            self._check_every_word_is_timed(sequences["text"].mask, word_times)
+
+    def _check_vision_times(self, mask: Tensor, word_times: Tensor | None, vision_times: Tensor | None) -> None:
+        if vision_times is None and word_times is not None and self.config.word_level:
+            raise ValueError("face frames without vision_times: give each frame its time in seconds")
+        if vision_times is not None and vision_times.shape != mask.shape:
+            raise ValueError(f"vision_times must be {tuple(mask.shape)}, found {tuple(vision_times.shape)}")
+
+    @staticmethod
+    def _check_every_word_is_timed(text_mask: Tensor, word_times: Tensor) -> None:
+        texts, times = text_mask.shape[1], word_times.shape[1]
+        too_many = _timed(word_times)[text_mask.any(dim=-1), texts:]
+        if text_mask[:, times:].any() or too_many.any():
+            raise ValueError(f"text has {texts} words but word_times {times}; give each word its time")
 
     def _units(self, sequences: dict[str, ModalitySequence], word_times: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which units there are, (batch, words), and which clips are one unit for want of words, (batch,).
@@ -206,19 +243,12 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         any_sequence = next(iter(sequences.values()))
         timed = any_sequence.mask.new_zeros(len(any_sequence.mask), 1)
         if word_times is not None:
-            timed = word_times[..., 1] > word_times[..., 0]
+            timed = _timed(word_times)
         if "text" in sequences:
             text_mask = sequences["text"].mask
-            has_text = text_mask.any(dim=-1)
-            if word_times is None and self.config.word_level:
-                self._refuse_untimed_words(sequences, has_text)
-            texts, times = text_mask.shape[1], timed.shape[1]
-            untimed = word_times is not None and text_mask[:, times:].any()
-            if untimed or timed[has_text, texts:].any():
-                raise ValueError(f"text has {texts} words but word_times {times}; give each word its time")
-            words = max(texts, times)
-            text_mask, timed = _pad_words(text_mask, words), _pad_words(timed, words)
-            timed = torch.where(has_text.unsqueeze(-1), text_mask, timed)
+            has_text = text_mask.any(dim=-1, keepdim=True)
+            words = max(text_mask.shape[1], timed.shape[1])
+            timed = _pad_words(text_mask, words) | (_pad_words(timed, words) & ~has_text)
         alone = ~timed.any(dim=-1)
         first = torch.arange(timed.shape[1], device=timed.device) == 0
         return timed | (alone.unsqueeze(-1) & first), alone
@@ -241,15 +271,13 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         word_mask: Tensor,
         alone: Tensor,
     ) -> Tensor:
-        """Frames of a modality each unit covers, (batch, words, 2); none for padding."""
+        """Frames of a modality each unit covers, (batch, words, 2), none for padding; (batch, 1, 2): all the same."""
         whole = torch.stack([torch.zeros_like(mask.sum(-1)), mask.sum(-1)], dim=-1).unsqueeze(1)  # (b, 1, 2)
-        whole = whole.expand(-1, word_mask.shape[1], -1)
         if word_times is None or not self.config.word_level:
-            return whole * word_mask.unsqueeze(-1)
+            return whole
         if modality == "vision":
-            if vision_times is None and mask.any():
-                raise ValueError("face frames without vision_times: give each frame its time in seconds")
-            vision_times = vision_times if mask.any() else mask.new_zeros(mask.shape, dtype=torch.float)
+            if vision_times is None or vision_times.shape != mask.shape:  # there is no face, whatever its time
+                vision_times = mask.new_zeros(mask.shape, dtype=torch.float)
             spans = self.vision_word_spans(word_times, vision_times, mask)
         else:
             spans = self.audio_word_spans(word_times, mask)
@@ -262,9 +290,10 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         """One vector a word and modality, where it is there, and the gates that come from a table."""
         vectors, present, looked_up = {}, {}, {}
         for modality, span in spans.items():
-            frames = self.frame_projections[modality](sequences[modality].embeds)  # (b, frames, 128)
-            vectors[modality] = pool_word_frames(frames, span, tuple(self.config.pooling.split("_")))
-            present[modality] = span[..., 1] > span[..., 0]
+            frames = self.frame_projections[modality](_without_padding(*sequences[modality]))  # (b, frames, 128)
+            pooled = pool_word_frames(frames, span, tuple(self.config.pooling.split("_")))
+            present[modality] = word_mask & (span[..., 1] > span[..., 0])
+            vectors[modality] = zero_masked(pooled.expand(-1, word_mask.shape[1], -1), present[modality])
         if "text" in sequences:
             present["text"] = _pad_words(sequences["text"].mask, word_mask.shape[1])
             embeds = _pad_words(sequences["text"].embeds, word_mask.shape[1])
@@ -277,6 +306,16 @@ class CMEForEmotionClassification(MerPreTrainedModel):
 
 def _project(width: int, frame_size: int) -> nn.Module:
     return nn.Identity() if width == frame_size else nn.Linear(width, frame_size)
+
+
+def _without_padding(embeds: Tensor, mask: Tensor) -> Tensor:
+    """embeds (batch, time, dim), real places first -> up to the longest row's end; an exported graph keeps all."""
+    return embeds if torch.compiler.is_exporting() else embeds[:, : max(int(mask.sum(dim=-1).max()), 1)]
+
+
+def _timed(word_times: Tensor) -> Tensor:
+    """word_times (batch, words, 2) -> which have a duration, (batch, words)."""
+    return word_times[..., 1] > word_times[..., 0]
 
 
 def _pad_words(values: Tensor, words: int) -> Tensor:

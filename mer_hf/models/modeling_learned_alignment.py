@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_learned_alignment import LearnedAlignmentConfig
 from .layers import MaskedRNN, masked_max, masked_softmax, zero_masked
@@ -42,6 +43,9 @@ from .modeling_mer import EmotionOutput, MerPreTrainedModel, ModalitySequence
 
 class AdditiveAlignment(nn.Module):
     """score_{j,i} = v . tanh(W_1 s_i + W_2 h_j + b), alpha_j = softmax_i, s~_j = sum_i alpha_{j,i} s_i."""
+
+    at_once = 2**25
+    """Numbers of a word x frame x d tensor that are made at a time (128 MB)."""
 
     def __init__(self, size: int, num_attention_heads: int):
         super().__init__()
@@ -52,11 +56,23 @@ class AdditiveAlignment(nn.Module):
     def forward(self, words: Tensor, frames: Tensor, frame_mask: Tensor, attends: Tensor) -> tuple[Tensor, Tensor]:
         """words (b, words, d), frames (b, frames, d), frame_mask (b, frames), attends (b,) bool: False = every frame
         counts alike -> aligned (b, words, d), weights (b, words, frames)."""
-        keys = self.frame_projection(frames).unsqueeze(1)  # (b, 1, frames, d)
-        queries = self.word_projection(words).unsqueeze(2)  # (b, words, 1, d)
-        scores = self.score((keys + queries).tanh()).squeeze(-1)  # (b, words, frames)
+        scores = self._scores(self.frame_projection(frames), self.word_projection(words))  # (b, words, frames)
         weights = masked_softmax(scores * attends.view(-1, 1, 1), frame_mask.unsqueeze(1))
         return weights @ frames, weights
+
+    def _scores(self, keys: Tensor, queries: Tensor) -> Tensor:
+        """keys (b, frames, d), queries (b, words, d) -> (b, words, frames), in as many parts as memory asks for.
+
+        All words at once would take b x words x frames x d; the parts are computed again for their gradients.
+        """
+        if torch.compiler.is_exporting() or keys.numel() * queries.shape[1] <= self.at_once:
+            return self._part(keys, queries)
+        words = max(1, self.at_once // keys.numel())
+        parts = [checkpoint(self._part, keys, part, use_reentrant=False) for part in queries.split(words, dim=1)]
+        return torch.cat(parts, dim=1)
+
+    def _part(self, keys: Tensor, queries: Tensor) -> Tensor:
+        return self.score((keys.unsqueeze(1) + queries.unsqueeze(2)).tanh()).squeeze(-1)
 
 
 class MultiHeadAlignment(nn.Module):
