@@ -152,7 +152,7 @@ def _license_of(corpus: str | None, what: str) -> str:
     found = TERMS[corpus].license if corpus in TERMS else None
     if found is None:
         reason = f"{corpus} has none that the Hub knows" if corpus else f"nothing says what {what} was made from"
-        raise ValueError(f"license: {reason}; name one (license='cc-by-4.0', 'other', ...)")
+        raise ValueError(f"license: {reason}; name one, such as 'cc-by-4.0' or 'other' (--license)")
     return found
 
 

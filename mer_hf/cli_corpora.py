@@ -8,7 +8,10 @@ from typing import Any
 
 from .cli_predict import check_folder, quiet_transformers, readable_weights
 
-MODELS = "audio, face, text, cme, cme_<ablation>, learned_alignment, clstm_mma, mman, late_fusion, majority, lr"
+MODELS = (
+    "audio_vector, audio_frames, audio, face, text, cme, cme_<ablation>, learned_alignment, clstm_mma, mman, "
+    "late_fusion, majority, lr"
+)
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +133,11 @@ def train(options: argparse.Namespace) -> None:
     """Train and test by recipes; prints one line a finished job, then the table."""
     if options.output_dir is None:
         raise ValueError("--output_dir: name a folder for the results and checkpoints")
+    from .experiment import check_names, run_experiment
+
+    if options.models is not None:
+        check_names(options.models)  # before the corpus is read and its words are aligned
     corpus = _load_corpus(options, options.output_dir)
-    from .experiment import run_experiment
     from .recipes import possible_models
     from .reporting import results_table
     from .training import process_state
@@ -160,6 +166,12 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.model is None:
         train(options)
         return
+    training = ("models", "test_folds", "epochs", "save_fold", "output_dir")
+    given = [f"--{name}" for name in training if getattr(options, name) is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: of no use to --model, which is tested as it is; see --fold and --output"
+        )
     check_folder(options.model)
     corpus = _load_corpus(options, options.output.parent if options.output else Path("runs"))
     from .checkpoints import evaluate_checkpoint

@@ -111,7 +111,8 @@ def _explain(classify: Callable[..., Any], clip: dict[str, Any], call: dict[str,
 
 def check_folder(model: str) -> None:
     # Otherwise the Hub's client complains about the form of a repository's name.
-    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    first, *rest = model.split("/")
+    looks_like_path = model.startswith((".", "/", "~")) or len(rest) != 1 or Path(first).is_dir()
     if looks_like_path and not Path(model).is_dir():
         raise ValueError(f"--model {model}: no such folder; name one that a checkpoint was saved to, or a Hub id")
 
@@ -136,7 +137,10 @@ def readable_weights(model: str) -> Iterator[None]:
 
 
 def _read_words(path: Path) -> list[dict[str, Any]]:
-    words = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--words {path}: it cannot be read as JSON ({error})") from error
     if not isinstance(words, list) or not all(isinstance(word, dict) and "word" in word for word in words):
         raise ValueError(f"--words {path} must hold a list of {{word, start, end}}")
     return words

@@ -190,7 +190,7 @@ def _shards(units: Iterator[Unit], shard_rows: int) -> Iterator[list[Unit]]:
 def predict_units(units: Sequence[Unit], classify: Any, limits: Limits = LIMITS, recognize: bool = False) -> pa.Table:
     """The rows of a shard as they are stored, in the order of the source. Units of like length are run together."""
     errors: dict[int, str] = {}
-    answers: dict[int, dict[str, float]] = {}
+    answers: dict[int, Answer] = {}
     fetched = [[(place, fetch_media(row)) for place, row in unit] for unit in units]
     seconds = [[row_seconds(row) for _, row in unit] for unit in fetched]
     lengths = [(len(unit), max(unit)) for unit in seconds]
@@ -210,8 +210,11 @@ class _Ready(NamedTuple):
 def _prepare(unit: Unit, classify: Any, recognize: bool, errors: dict[int, str]) -> _Ready | None:
     """A unit as the pipeline prepares it, less the turns that it refuses."""
     places, prepared = [], []
+    reads_text = "text" in classify.model.config.modalities
     for place, row in unit:
         clip = {name: row[name] for name in CLIP_FIELDS if row.get(name) is not None and len(row[name])}
+        if not reads_text and len(clip) > 1:
+            clip.pop("text", None)  # or there would be a warning a clip; `modalities` says of each what was read
         try:
             prepared.append(classify.preprocess(clip, recognize=recognize))
             places.append(place)
@@ -223,20 +226,26 @@ def _prepare(unit: Unit, classify: Any, recognize: bool, errors: dict[int, str])
     return _Ready(places, replace(prepared[0], turns=turns, is_dialogue=True))
 
 
-def _answers(ready: list[_Ready], classify: Any) -> dict[int, dict[str, float]]:
-    """Scores by label of each row."""
+class Answer(NamedTuple):
+    scores: dict[str, float]
+    modalities: list[str]
+    """What of the clip was read"""
+
+
+def _answers(ready: list[_Ready], classify: Any) -> dict[int, Answer]:
+    """Of each row."""
     if not ready:
         return {}
     outputs = classify.forward([unit.prepared for unit in ready])
     return {
-        place: {item["label"]: item["score"] for item in scores}
+        place: Answer({item["label"]: item["score"] for item in found["scores"]}, list(found["modalities"]))
         for unit, output in zip(ready, outputs, strict=True)
-        for place, scores in zip(unit.places, classify.postprocess(output), strict=True)
+        for place, found in zip(unit.places, classify.postprocess(output, return_details=True), strict=True)
     }
 
 
-def _row(place: int, row: Row, answers: Mapping[int, dict[str, float]], errors: Mapping[int, str]) -> dict[str, Any]:
-    scores = answers.get(place)
+def _row(place: int, row: Row, answers: Mapping[int, Answer], errors: Mapping[int, str]) -> dict[str, Any]:
+    scores, modalities = answers.get(place, (None, None))
     label = None if scores is None else max(scores, key=scores.__getitem__)
     return {
         "row": place,
@@ -244,6 +253,7 @@ def _row(place: int, row: Row, answers: Mapping[int, dict[str, float]], errors: 
         "label": label,
         "score": None if scores is None else scores[label],
         "scores": scores,
+        "modalities": modalities,
         "reference": row.get("label"),
         "error": errors.get(place),
     }
@@ -257,6 +267,7 @@ def _schema(labels: Sequence[str]) -> pa.Schema:
             "label": pa.string(),
             "score": pa.float32(),
             "scores": pa.struct({label: pa.float32() for label in labels}),
+            "modalities": pa.list_(pa.string()),
             "reference": pa.string(),
             "error": pa.string(),
         }

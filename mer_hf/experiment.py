@@ -141,6 +141,14 @@ def run_experiment(
     return results
 
 
+def check_names(models: Sequence[str]) -> None:
+    """Raise ValueError for a name that is no model, or none at all."""
+    known = [*RECIPES, *COMBINATIONS, *FLOORS, LOGISTIC]
+    unknown = [name for name in models if name not in known]
+    if unknown or not models:
+        raise ValueError(f"models must be among {', '.join(known)}; found {unknown or 'none'}")
+
+
 def expand_models(corpus: Corpus, models: Sequence[str]) -> list[str]:
     """The names, each once, with "lr" written out, and before a combination the models that it combines.
 
@@ -149,10 +157,7 @@ def expand_models(corpus: Corpus, models: Sequence[str]) -> list[str]:
     Raises:
         ValueError: an unknown name, or none; one that reads what the corpus does not have.
     """
-    known = [*RECIPES, *COMBINATIONS, *FLOORS, LOGISTIC]
-    unknown = [name for name in models if name not in known]
-    if unknown or not models:
-        raise ValueError(f"models must be among {', '.join(known)}; found {unknown or 'none'}")
+    check_names(models)
     found: list[str] = []
     for name in models:
         if name == LOGISTIC:

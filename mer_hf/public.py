@@ -13,6 +13,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .default_model.loading import load_default
+from .explanation import Explanation, explain
 from .models.alignment import AlignmentError, WordAligner, WordAlignment, split_words
 from .models.configuration_cme import CMEConfig
 from .models.configuration_front_ends import (
@@ -64,6 +66,7 @@ __all__ = [
     "CMEForEmotionClassification",
     "CTCWordAligner",
     "EmotionOutput",
+    "Explanation",
     "FilterbankConfig",
     "FilterbankModel",
     "FilterbankStatisticsConfig",
@@ -87,8 +90,10 @@ __all__ = [
     "WordAlignment",
     "WordTableConfig",
     "WordTableModel",
+    "explain",
     "fuse_logits",
     "load_audio",
+    "load_default",
     "load_frames",
     "pipeline",
     "split_words",

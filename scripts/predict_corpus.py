@@ -21,6 +21,7 @@ from mer_hf.cli_predict import check_folder, quiet_transformers
 from mer_hf.corpora import CORPORA, read_rows
 from mer_hf.corpus_prediction import Limits, predict_corpus
 from mer_hf.data.hub_rows import data_set_version, stream_rows
+from mer_hf.default_model import load_default
 
 RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 """What `torchrun`, or a scheduler's script, tells each process; and what one alone is."""
@@ -38,14 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> None:
-    check_folder(options.model)
+    if options.model is not None:
+        check_folder(options.model)
     # Taken out of the environment: else libraries make a process group, in which all wait for one that was killed.
     rank, world, local = (int(os.environ.pop(name, default)) for name, default in RANKS.items())
     rows, source = rows_of(options)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = "cpu" if accelerator is None else f"{accelerator.type}:{local}"
-    remote = {"trust_remote_code": True} if options.trust_remote_code else {}
-    classify = pipeline(TASK, model=options.model, device=device, **remote)
+    if options.model is None:
+        classify = load_default(device=device)
+    else:
+        remote = {"trust_remote_code": True} if options.trust_remote_code else {}
+        classify = pipeline(TASK, model=options.model, device=device, **remote)
     done = predict_corpus(
         rows,
         classify,
@@ -64,7 +69,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder or Hub id of a trained checkpoint")
+    parser.add_argument("--model", help="a folder or Hub id of a trained checkpoint; default the package's own")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus", choices=CORPORA, help="folder = your own clips")
     source.add_argument("--dataset", help="a Hub id, a Parquet file or a folder of those")
@@ -74,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--revision", help="of --dataset: a commit, branch or tag; default main")
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="of --dataset or folder")
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="of --corpus")
+    parser.add_argument("--cache_dir", type=Path, help="of --corpus; default cache in --output_dir")
     parser.add_argument("--shard_rows", type=int, default=512, help="rows a file: what a kill can lose")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--batch_seconds", type=float, default=120.0, help="of sound in a batch, padding included")
@@ -98,7 +103,8 @@ def rows_of(options: argparse.Namespace) -> tuple[Iterable[dict[str, Any]], Any]
         revision = version if isinstance(version, str) else None
         return stream_rows(options.dataset, options.split, options.config, columns, revision), source
     own = {"columns": columns} if options.corpus == "folder" and columns else {}
-    rows = read_rows(options.corpus, options.data_dir, options.cache_dir, **own).rows
+    cache = options.cache_dir or options.output_dir / "cache"
+    rows = read_rows(options.corpus, options.data_dir, cache, **own).rows
     return [row for row in rows if options.split in (None, row["split"])], None
 
 

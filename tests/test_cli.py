@@ -205,6 +205,31 @@ def test_a_model_that_is_not_there(capsys, clips, tmp_path):
     assert "no such folder" in one_line(capsys, *command, tmp_path / "nothing")
     assert str(tmp_path) in one_line(capsys, *command, tmp_path)
     assert "huggingface.co" in one_line(capsys, *command, "no-such-user/no-such-model")
+    assert "no such folder" in one_line(capsys, *command, "no-such-folder")
+
+
+def test_a_folder_of_this_directory_is_no_name_on_the_hub(capsys, clips, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "no such folder" in one_line(capsys, "predict", clips / "clip.wav", "--model", "runs/x")
+
+
+def test_words_that_are_no_json_are_refused_by_their_file(capsys, folders, clips, tmp_path):
+    (tmp_path / "words.json").write_text("kids", encoding="utf-8")
+    command = ["predict", clips / "clip.wav", "--model", folders["cme"], "--words", tmp_path / "words.json"]
+    line = one_line(capsys, *command)
+    assert "words.json" in line and "JSON" in line
+
+
+def test_options_of_training_are_refused_beside_a_model(capsys, folders, tmp_path):
+    command = ["evaluate", "--corpus", "controlled", "--data_dir", tmp_path, "--model", folders["cme"]]
+    assert "--test_folds, --epochs" in one_line(capsys, *command, "--test_folds", "1", "--epochs", "9")
+
+
+def test_a_misspelt_model_is_refused_before_the_corpus_is_read(capsys, tmp_path):
+    command = ["train", "--corpus", "ravdess", "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "out"]
+    assert "models must be among" in one_line(capsys, *command, "--models", "cmee")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_that_was_never_trained(capsys, folders, clips, tmp_path):
@@ -347,4 +372,4 @@ def test_a_corpus_that_is_not_there(capsys, tmp_path):
     command = ["--corpus", "ravdess", "--data_dir", tmp_path / "nowhere"]
     assert "nowhere" in one_line(capsys, "train", *command, "--output_dir", tmp_path / "run")
     command = ["--corpus", "controlled", "--data_dir", tmp_path, "--cache_dir", tmp_path]
-    assert "no finished controlled corpus" in one_line(capsys, "evaluate", *command, "--model", "x", "--fold", "1")
+    assert "no finished controlled corpus" in one_line(capsys, "evaluate", *command, "--model", "a/x", "--fold", "1")

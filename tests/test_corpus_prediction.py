@@ -123,6 +123,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(rows, classify, expected, 
     assert all(row["label"] is row["scores"] is row["score"] is None and row["reference"] for row in bad)
     assert "broken.wav" in bad[0]["error"] and "no such file" in bad[1]["error"] and "audio=" in bad[2]["error"]
     good = [row for row in found if row["error"] is None]
+    assert all(row["modalities"] == ["audio"] for row in good) and all(row["modalities"] is None for row in bad)
     assert [row["label"] for row in good] == [
         label for n, label in enumerate(expected["label"].to_pylist()) if not 3 <= n <= 5
     ]

@@ -192,7 +192,7 @@ def test_it_says_what_was_not_measured_and_what_each_branch_is_made_from(checkpo
         "**The face branch was measured on FER2013's pictures only**, not on video and not on RAVDESS's faces.",
         "**The voice that is shipped was tested on nobody**: it is trained on all 20 actors.",
         "**Not for decisions about people**",
-        "from mer_hf.default_model import load_default",
+        "from mer_hf import load_default",
         "- RAVDESS is acted.",
     ):
         assert said in text

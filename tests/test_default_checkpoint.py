@@ -118,6 +118,13 @@ def test_a_transcript_does_not_move_what_the_voice_says(classify):
     torch.testing.assert_close(found[:, heard], expected[:, heard])
 
 
+@needs_words
+def test_saved_with_its_words_it_comes_back_by_its_folder(tmp_path):
+    classify, clip = load_default(), {"audio": (voice(), RATE), "text": SENTENCES["sad"][0]}
+    classify.save_pretrained(tmp_path)
+    assert scores(load_default(checkpoint=str(tmp_path)), **clip) == pytest.approx(scores(classify, **clip), abs=1e-6)
+
+
 def test_without_the_words_extra_the_rest_answers(tmp_path):
     classify = load_default(words=False)
     assert "words" not in classify.model.branches

@@ -112,7 +112,7 @@ def permitted(module: str, target: str) -> bool:
     if module == "":
         return target == "public"
     if module == "public":
-        return target.startswith("models.")
+        return target.startswith("models.") or target in {"default_model.loading", "explanation"}
     if module.startswith("data"):
         return target in DATA_MAY | DATA_ALSO.get(module, set())
     paper = re.fullmatch(r"models\.modeling_(?!mer$)(\w+)", module)

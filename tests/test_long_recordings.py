@@ -208,7 +208,8 @@ def test_silence_is_not_classified(tmp_path, hears, hears_and_sees):
     windows = list(predict_windows(hears, path, seconds=0.5))
     assert [window["reason"] for window in windows] == [None, "silence", "silence"]
     assert windows[1] == {"start": 0.5, "end": 1.0, "scores": None, "modalities": [], "reason": "silence"}
-    windows = list(predict_windows(hears, path, seconds=0.5, silence_db=-100))
+    with pytest.warns(UserWarning, match="the sound is silent"):
+        windows = list(predict_windows(hears, path, seconds=0.5, silence_db=-100))
     assert [window["reason"] for window in windows] == [None, "silence", None]
     words = [{"word": "kids", "start": 0.6, "end": 0.8}]
     windows = list(predict_windows(hears_and_sees, path, seconds=0.5, words=words))

@@ -64,6 +64,11 @@ class Protocol:
         rows = list(rows)
         kept = [{**row, "label": labels[row["label"]]} for row in rows if row["label"] in labels]
         left_out = Counter(str(row["label"] or "null") for row in rows if row["label"] not in labels)
+        if rows and all(row["label"] is None for row in rows):
+            raise ValueError(
+                f"{self.name}: none of the {len(rows)} rows has a label; of a table, name the column that says the "
+                "emotion, such as --columns label=mood (columns={'label': 'mood'})"
+            )
         if not kept:
             raise ValueError(f"{self.name}: none of the {len(rows)} rows has one of the labels {', '.join(labels)}")
         unknown = [row["id"] for row in kept if row[self.unit] is None]

@@ -6,6 +6,7 @@ of MiniLM: these come with the extra `words`, and the branch joins the fusion wh
 """
 
 import logging
+from os import PathLike
 from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor
@@ -22,7 +23,7 @@ WORDS = "words"
 
 
 def load_default(
-    words: bool | None = None, device: str = "cpu", checkpoint: Path = DEFAULT_CHECKPOINT
+    words: bool | None = None, device: str = "cpu", checkpoint: str | PathLike = DEFAULT_CHECKPOINT
 ) -> MultimodalEmotionRecognitionPipeline:
     """The default checkpoint in a pipeline, from this package's own files alone.
 
@@ -46,14 +47,15 @@ def load_default(
 
 
 def default_model(
-    words: bool, checkpoint: Path = DEFAULT_CHECKPOINT
+    words: bool, checkpoint: str | PathLike = DEFAULT_CHECKPOINT
 ) -> tuple[LateFusionForEmotionClassification, MerProcessor]:
     """The default checkpoint's model, with or without the branch for words, and its processor; as `load_default`."""
+    checkpoint = Path(checkpoint)
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"checkpoint: {checkpoint} holds no checkpoint; install the package anew, or name a model")
     model = AutoModel.from_pretrained(checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    if not words:
+    if not words or WORDS in model.config.branch_names:  # it has been put in and saved with the others
         return model.eval(), processor
     from .words import load_words  # the package's trainings import one another, and none of them this
 

@@ -104,8 +104,8 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
     ):
         if unknown:
             raise ValueError(f"unknown argument(s) {', '.join(sorted(unknown))}; see {type(self).__name__}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; ask for at least one label")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k is {top_k!r}; it is a number of labels, at least 1")
         preprocess = {
             "asr": asr,
             "recognize": recognize,
@@ -224,7 +224,24 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
             raise ValueError(f"{describe(clip)}: nothing in it is what this model reads; give {', '.join(ways)}")
         if config.uses_word_times:
             self._time(example, heard, clip)
+        self._warn_of_what_is_not_read(clip, words, read, decoded.get("audio") if "audio" in raw else None)
         return PreparedClip(example, read or None, heard)
+
+    def _warn_of_what_is_not_read(
+        self, clip: dict[str, Any], words: Sequence[Any], read: Sequence[Any], audio: np.ndarray | None
+    ) -> None:
+        """What is given but cannot count is never dropped in silence."""
+        if split_words(clip.get("text") or "") and "text" not in self.model.config.modalities:
+            kinds = ", ".join(self.model.config.modalities)
+            warnings.warn(f"{describe(clip)}: the transcript is not read; this model reads {kinds}", stacklevel=2)
+        if len(read) < len(words):
+            warnings.warn(
+                f"{describe(clip)}: the first {len(read)} of {len(words)} words are read, which is all that the "
+                "model's tokenizer takes; give shorter clips",
+                stacklevel=2,
+            )
+        if audio is not None and len(audio) and np.abs(audio).max() < SILENT:
+            warnings.warn(f"{describe(clip)}: the sound is silent, so what is made of it means nothing", stacklevel=2)
 
     def _time(self, example: dict[str, Any], heard: list[str], clip: dict[str, Any]) -> None:
         """Refuse a clip without the times the model needs, alone or in a batch with clips that have them."""
@@ -346,6 +363,8 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
+SILENT = 1e-3
+"""Peak of a waveform in [-1, 1] below which nothing can be heard: 60 dB under full scale."""
 ALIGNMENTS = {"audio_alignment": "alignment", "vision_alignment": "face_alignment", "attentions": "modality_attention"}
 """Outputs of the models that explain them, and their names in a detailed result."""
 
@@ -354,16 +373,20 @@ def as_clip(source: Any) -> dict[str, Any]:
     """A path, bytes, (array, rate) or dict -> a dict with `CLIP_KEYS`.
 
     Raises:
-        ValueError: a dict with another key, or an empty one.
+        ValueError: a dict with another key, or an empty one; a text that is no string.
     """
     if isinstance(source, Mapping):
         if "array" in source:  # an Audio of `datasets`, decoded
             return {"audio": dict(source)}
         if "bytes" in source:  # an Audio or Video of `datasets`, as stored
             return {"path": dict(source)}
+        if "raw" in source:  # as other audio pipelines take an array
+            return {"audio": {"array" if name == "raw" else name: value for name, value in source.items()}}
         unknown = sorted(set(source) - set(CLIP_KEYS))
         if unknown or not source:
             raise ValueError(f"a clip has keys among {', '.join(CLIP_KEYS)}; found {', '.join(unknown) or 'none'}")
+        if not isinstance(source.get("text"), str | None):
+            raise ValueError(f"text is one clip's transcript, a string; found {str(source['text'])[:80]!r}")
         return dict(source)
     if isinstance(source, str | PathLike):
         return {"path": fspath(source)}

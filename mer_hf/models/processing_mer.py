@@ -75,8 +75,7 @@ def clean_words(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         ValueError: an entry that is no such dict, times for some words only, or times that are no stretch of the clip.
     """
-    if isinstance(words, str) or not all(isinstance(word, Mapping) and "word" in word for word in words):
-        raise ValueError(f'words is a list of {{"word", "start", "end"}}; found {str(words)[:80]}')
+    _check_words(words)
     untimed = [word.get("start") is None or word.get("end") is None for word in words]
     if any(untimed) and not all(untimed):
         raise ValueError(f"words: {words[untimed.index(True)]} has no start or no end, others do; time all or none")
@@ -84,13 +83,29 @@ def clean_words(words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [part for word in words for part in _parts(word)]
     cleaned = []
     for word in words:
-        text, start, end = " ".join(split_words(word["word"])), float(word["start"]), float(word["end"])
+        text, start, end = " ".join(split_words(word["word"])), *_seconds(word)
         if not 0 <= start <= end < math.inf:
             raise ValueError(f"words: {text!r} is from {start:g} to {end:g}; give seconds from the clip's start")
         if text:
             written = {"written": word["written"]} if "written" in word else {}
             cleaned.append({"word": text, "start": start, "end": end} | written)
     return cleaned
+
+
+def _check_words(words: Any) -> None:
+    """Raise ValueError for what is no list of {"word": a string}."""
+    entries = [] if isinstance(words, str) else words
+    if isinstance(words, str) or not all(
+        isinstance(word, Mapping) and isinstance(word.get("word"), str) for word in entries
+    ):
+        raise ValueError(f'words is a list of {{"word", "start", "end"}}; found {str(words)[:80]}')
+
+
+def _seconds(word: Mapping[str, Any]) -> tuple[float, float]:
+    try:
+        return float(word["start"]), float(word["end"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"words: start and end of {dict(word)} must be numbers, seconds of the clip") from error
 
 
 def _parts(word: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -239,6 +254,7 @@ class MerProcessor(ProcessorMixin):
         written = written_words(text or "")
         if not words:
             return written
+        _check_words(words)
         own = [word if "written" in word else {**word, "written": f"{word['word'].strip()} "} for word in words]
         cleaned = clean_words(own)
         if [word for entry in cleaned for word in entry["word"].split()] != [word["word"] for word in written]:

@@ -197,6 +197,11 @@ def test_rows_without_a_label_that_counts():
     assert set(named_protocols.ALL_LABELS) == set(EMOTIONS)
 
 
+def test_rows_of_which_none_has_a_label_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"none of the 12 rows has a label; .* --columns label=mood"):
+        PROTOCOLS["speakers-5fold"].apply([row | {"label": None} for row in own_rows()])
+
+
 def test_the_papers_way_selects_on_the_test_and_no_check_lets_it_through():
     split = FoldSplit("own", 2, ("a",), ("b",), ("c",))
     optimistic = paper_split(split)

@@ -1,5 +1,7 @@
 """The pipeline as its users call it: every way to name a clip, batches, dialogues, details, and what goes wrong."""
 
+import warnings
+
 import av
 import datasets
 import numpy as np
@@ -201,6 +203,12 @@ def test_every_way_to_name_a_sound_gives_the_same_scores(pipes, wav):
         assert same(pipe({"audio": source}, text=TRANSCRIPT), expected)
 
 
+def test_an_array_may_come_as_other_audio_pipelines_take_it(pipes):
+    audio = noise(0.5)
+    given = {"raw": audio, "sampling_rate": RATE}
+    assert pipes["cme"](given, recognize=False) == pipes["cme"]((audio, RATE), recognize=False)
+
+
 def test_every_way_to_name_a_video_reads_sound_and_picture(pipes, mp4):
     pipe = pipes["learned_alignment"]
     expected = pipe(str(mp4), text=TRANSCRIPT, return_details=True)
@@ -302,6 +310,8 @@ def test_scores_do_not_depend_on_the_batch(pipes, model):
     ]
     if model == "group_norm":
         sources = [{key: value for key, value in source.items() if key != "video"} for source in sources]
+    if model == "group_norm":  # whose tokenizer takes fewer
+        warnings.filterwarnings("ignore", ".*words are read")
     alone = pipes[model](sources, batch_size=1)
     assert not same(alone[0], alone[5], 1e-3)
     for size in (3, 6):
@@ -406,6 +416,7 @@ def test_frames_without_any_weight_stay_in_the_alignment(folders):
     assert weights.shape == (6, 1 + (int(0.8 * RATE) - 400) // 160)
 
 
+@pytest.mark.filterwarnings("ignore:.*words are read")
 def test_words_beyond_the_tokenizers_limit_are_in_no_result(pipes):
     """[CLS] kid ##s are talk ##ing by the door [SEP] is as long as the tokenizer allows."""
     text = "kids are talking by the door by the door"
@@ -661,12 +672,31 @@ def test_files_that_cannot_be_read(pipes, tmp_path, mp4, model, name, content, p
         (np.zeros(800, np.float32), {}, "pass .array, rate."),
         ((np.zeros(800, np.float32), None), {}, "the rate is"),
         (3, {}, "int"),
+        (None, {"text": ["kids", "door"]}, "text is one clip's transcript, a string"),
+        (None, {"words": [{"word": 5}]}, "words is a list of"),
+        (None, {"words": [{"word": "kids", "start": "a", "end": 1}]}, "must be numbers, seconds of the clip"),
+        ({"text": "kids"}, {"top_k": 1.5}, "top_k is 1.5"),
     ],
 )
 def test_inputs_that_are_no_clip(pipes, inputs, keywords, message):
     with pytest.raises(ValueError, match=message) as error:
         pipes["cme"](inputs, **keywords)
     one_line(error)
+
+
+def test_what_is_given_and_cannot_count_is_said(pipes, folders):
+    with pytest.warns(UserWarning, match="the first 6 of 9 words are read"):
+        pipes["group_norm"](text="kids are talking by the door by the door")
+    silence = np.zeros(RATE, np.float32)
+    with pytest.warns(UserWarning, match="the sound is silent"):
+        pipes["cme"](audio=(silence, RATE), recognize=False)
+    config = LearnedAlignmentConfig(audio_config=SpectrogramConfig(hidden_size=4), hidden_size=4)
+    listener = LearnedAlignmentForEmotionClassification(config)
+    listener = MultimodalEmotionRecognitionPipeline(model=listener, processor=MerProcessor.default(), device="cpu")
+    with pytest.warns(UserWarning, match="the transcript is not read; this model reads audio"):
+        listener(audio=(noise(0.5), RATE), text="kids")
+    listener(audio=(noise(0.5), RATE), text=" ?! ")  # is none
+    listener(audio=(1.1e-3 * np.sign(noise(0.5)), RATE))  # is quiet, and no silence
 
 
 def test_a_clip_in_which_nothing_is_left(wav, tmp_path):
