@@ -128,7 +128,7 @@ def test_a_recipe_says_what_the_corpus_lacks(name):
     assert name in RECIPES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on_fold_by_fold_and_ends_as_an_unbroken_one(tmp_path):
     """A process is killed outright between two folds; nothing that was finished is trained again."""
     rows = [[f"{s}-{c}", WORDS[e], e, f"s{s}"] for s in range(4) for c, e in enumerate(["happy", "sad"] * 3)]

@@ -31,7 +31,7 @@ from mer_hf.data.feature_shards import FeatureShards
 from mer_hf.data.schema import make_row
 from mer_hf.hub import save_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 LOSSES = {"rtol": 1e-4, "atol": 1e-5}
 """How far the losses of some tens of steps may be apart: sums are taken in another order."""
 

@@ -117,6 +117,7 @@ print(json.dumps(metric.compute()))
 """
 
 
+@pytest.mark.long
 def test_two_processes_give_one_score(tmp_path):
     truth, guess = random_ids(1, range(4), range(4), n=31)
     parts = [

@@ -201,7 +201,7 @@ def check_refusals(graph):
     assert graph.speaker_statistics(SpeakerProfile()) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("exported", MAKERS, indirect=True)
 def test_a_graph_is_the_model(exported, processor):
     model, graph = exported

@@ -375,7 +375,7 @@ def test_batches_hold_every_clip_once_in_order():
 # Several processes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_together_and_one_writes(tmp_path):
     tree = write_tree(tmp_path / "ravdess")
     align_rows(scan(tree).rows, tmp_path / "words" / "words.json", EvenAligner())

@@ -62,6 +62,7 @@ def turns_with_previous(rows):
         yield (previous if previous and previous["dialogue_id"] == row["dialogue_id"] else None), row
 
 
+@pytest.mark.long
 def test_the_number_of_processes_changes_no_byte(corpus, rows, tmp_path):
     done = []
     alone = generate_controlled_corpus(
