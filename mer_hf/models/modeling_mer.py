@@ -272,7 +272,8 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         embeds, mask = sequence
         if embeds.shape[-1] == 0:  # a backbone that no row needed cannot tell its width
             embeds = embeds.new_zeros(*embeds.shape[:2], self.config.width(modality))
-        embeds = zero_masked(embeds, mask).to(self.dtype)
+        whole = not torch.compiler.is_compiling() and bool(mask.all())  # then there is nothing to hide by a copy
+        embeds = (embeds if whole else zero_masked(embeds, mask)).to(self.dtype)
         if modality in self.standardizers:
             embeds = zero_masked(self.standardizers[modality](embeds, mask, speaker), mask)
         return ModalitySequence(embeds, mask)
