@@ -71,6 +71,8 @@ class Options:
 
 
 Group = Callable[[Options], Iterator[Figure]]
+ALONE = ("cme",)
+"""Groups whose figures another process beside them spoils: both sides wait for memory, and not alike."""
 LONG = ("clip", "cache")
 """Groups that take longest."""
 
@@ -104,7 +106,7 @@ def run(
     """The figures of every group, or of those named; `progress` is called with a line for each.
 
     torch computes with one thread while they are measured. The quick run measures two groups at a time, in processes
-    of their own.
+    of their own, but for `ALONE`.
 
     Raises:
         ValueError: a group that does not exist.
@@ -114,9 +116,11 @@ def run(
     if unknown:
         raise ValueError(f"only: there is no {', '.join(unknown)}; choose from {', '.join(every)}")
     names = [name for name in every if only is None or name in only]
-    if options.quick and len(names) > 1:
-        return _two_at_a_time(names, options, progress)
-    return {name: measure(name, options, progress) for name in names}
+    if not options.quick or len(names) == 1:
+        return {name: measure(name, options, progress) for name in names}
+    found = {name: measure(name, options, progress) for name in names if name in ALONE}
+    found |= _two_at_a_time([name for name in names if name not in ALONE], options, progress)
+    return {name: found[name] for name in names}
 
 
 def measure(name: str, options: Options, progress: Callable[[str], None] | None = None) -> list[Figure]:

@@ -22,7 +22,7 @@ PICTURES_A_SECOND = 5
 
 def figures(options: Options) -> Iterator[Figure]:
     """Sound alone, and sound with pictures."""
-    minutes = {"wav": 10 if options.quick else 60, "mp4": 2 if options.quick else 10}
+    minutes = {"wav": 3 if options.quick else 60, "mp4": 1 if options.quick else 10}
     writers = {"wav": _write_sound, "mp4": _write_film}
     with tempfile.TemporaryDirectory() as folder:
         for kind, length in minutes.items():
