@@ -1,7 +1,7 @@
 """Measure the package's speed and memory: python scripts/benchmark.py [--quick] [--ravdess RAVDESS]
 
-Prints a line for every figure: "ok" or "short" beside its bar, or "not measured" and why. With --quick, in a minute and
-a half on two cores, on smaller inputs. Writes benchmark.json, benchmark.md and, where matplotlib is installed,
+Prints a line for every figure: "ok" or "short" beside its bar, or "not measured" and why. With --quick, in 1.5
+minutes on two cores, on smaller inputs. Writes benchmark.json, benchmark.md and, where matplotlib is installed,
 benchmark.png to --output_dir. The exit status is 1 where a figure is short of its bar.
 
 That a training under torchrun equals one in a single process is no figure: tests/test_distributed.py and the tests of
