@@ -36,6 +36,7 @@ from .data.named_protocols import Protocol, choose_protocol
 from .data.protocols import FoldSplit
 from .data.scanning import Scan, audio_hashes
 from .data.schema import EMOTIONS
+from .data.whole_files import write_whole
 from .training import process_state
 
 logger = logging.getLogger(__name__)
@@ -292,6 +293,5 @@ def _content_key(row: Row, by: Sequence[Any]) -> str:
 def write_json(file: Path, values: Any) -> None:
     """Whole or not at all: an interrupted run leaves no half of a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    text = json.dumps(values, indent=1) + "\n"
+    write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -11,8 +11,6 @@ process reads the whole source; what it skips it does not decode.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from .data.feature_keys import backbone_hash, sha256_of
 from .data.hub_rows import CLIP_FIELDS, fetch_media
 from .data.length_grouping import LengthBatchSampler, row_seconds
+from .data.whole_files import write_whole
 
 RUN = "run.json"
 """Beside the shards: what they were made with."""
@@ -110,14 +109,14 @@ def predict_corpus(
         file = output_dir / PART.format(shard)
         if shard % world == rank and not file.exists():
             table = predict_units(units, classify, limits, recognize)
-            _write_whole(file, partial(pq.write_table, table))
+            write_whole(file, partial(pq.write_table, table))
             computed.append(shard)
             if progress is not None:
                 progress(shard, len(table))
     missing = [shard for shard in range(shards) if not (output_dir / PART.format(shard)).exists()]
     if not missing:
         whole = json.dumps({"rows": seen, "shards": shards})
-        _write_whole(output_dir / COMPLETE, lambda unfinished: unfinished.write_text(whole + "\n"))
+        write_whole(output_dir / COMPLETE, lambda unfinished: unfinished.write_text(whole + "\n"))
     return Summary(seen, computed, missing)
 
 
@@ -140,7 +139,7 @@ def load_predictions(output_dir: str | PathLike) -> pa.Table:
 
 def _check_run(file: Path, made_with: Mapping[str, Any]) -> None:
     if not file.is_file():
-        _write_whole(file, lambda unfinished: unfinished.write_text(json.dumps(made_with, indent=1) + "\n"))
+        write_whole(file, lambda unfinished: unfinished.write_text(json.dumps(made_with, indent=1) + "\n"))
     known = json.loads(file.read_text(encoding="utf-8"))
     differing = sorted(name for name in made_with if known.get(name) != made_with[name])
     if differing:
@@ -148,15 +147,6 @@ def _check_run(file: Path, made_with: Mapping[str, Any]) -> None:
             f"output_dir: {file.parent} was made with another {', '.join(differing)} ({file.name} tells); name "
             "another folder, or delete this one"
         )
-
-
-def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Whole or not at all, whatever other processes write at the same time."""
-    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}.unfinished")
-    write(unfinished)
-    with unfinished.open("rb+") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(file)
 
 
 def _units(rows: Iterable[Row], by_dialogue: bool) -> Iterator[Unit]:

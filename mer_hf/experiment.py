@@ -306,12 +306,21 @@ def _combine(corpus: Corpus, job: Job, output_dir: Path) -> Answers:
     """Calibrated late fusion of what other models of the same fold, seed and selection answered."""
     branches = possible_models(corpus, COMBINATIONS[job.model])
     records = [json.loads(_job_file(output_dir, job._replace(model=name)).read_text("utf-8")) for name in branches]
+    return Answers(*fuse_records(records), {"branches": branches})
+
+
+def fuse_records(records: Sequence[Mapping[str, Any]], independent: bool = False) -> tuple[NDArray, NDArray]:
+    """Calibrated late fusion of models' records of one fold: logits (clips, labels) of its validation and test side.
+
+    independent: as of `fuse_logits`.
+    """
     temperatures = [record["temperature"] for record in records]
+    sides = [record["validation"] for record in records], records
     validation, test = (
-        fuse_logits(np.stack([logits_of(side) for side in sides]), temperatures).numpy()
-        for sides in ([record["validation"] for record in records], records)
+        fuse_logits(np.stack([logits_of(one) for one in side]), temperatures, independent=independent).numpy()
+        for side in sides
     )
-    return Answers(validation, test, {"branches": branches})
+    return validation, test
 
 
 def _fused(job: Job, output_dir: Path, record: dict[str, Any]) -> tuple[MerPreTrainedModel, MerProcessor]:

@@ -168,14 +168,14 @@ def _run_rnn(rnn: nn.LSTM | nn.GRU, values: Tensor) -> tuple[Tensor, None]:
     return torch.ops.mer_hf.rnn(values, *parameters), None
 
 
-@torch.library.custom_op("mer_hf::rnn", mutates_args=())
-def _rnn(values: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-    """An operator for graphs alone: its one meaning is that of ONNX's LSTM (four gates) or GRU (three)."""
-    raise NotImplementedError("mer_hf::rnn is a sign in graphs and computes nothing")
+# An operator for graphs alone, so without a kernel; it means what ONNX's LSTM (four gates) or GRU (three) do.
+torch.library.define(
+    "mer_hf::rnn", "(Tensor values, Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh) -> Tensor"
+)
 
 
-@_rnn.register_fake
-def _(values: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+@torch.library.register_fake("mer_hf::rnn")
+def _rnn_shape(values: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
     return values.new_empty(values.shape[0], values.shape[1], weight_hh.shape[1])
 
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .models.media import SILENCE_DB, loudest_db
 from .models.media_files import NoStreamError, encoded
 from .streaming import RATE, PictureStream, SoundStream
 
-SILENCE_DB = -60.0
-"""Decibels below full scale. The quietest of 400 clips of RAVDESS, calm speech included, reaches -53."""
 SHORTEST = 0.1
 """Seconds; a window that is shorter is not classified, and such a rest of a recording joins the window before it."""
 NEAR = 0.25
@@ -162,8 +161,7 @@ def _windows(
         if recording.sound is not None:
             recording.sound.drop(start)
             sound = recording.sound.read(start, end)
-            level = 10 * np.log10(max(_energies(sound).max(initial=0.0), 1e-20))
-            clip = {"audio": (sound, RATE)} if level >= silence_db else {}
+            clip = {"audio": (sound, RATE)} if loudest_db(sound) >= silence_db else {}
         silent = recording.sound is not None and not clip
         if words is not None:
             said = _words_within(words, start / RATE, end / RATE)

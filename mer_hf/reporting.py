@@ -32,6 +32,11 @@ REGRESSIONS = [floor for floor, vectors in FLOORS.items() if vectors]
 Record = dict[str, Any]
 
 
+def installed_versions(*more: str) -> dict[str, str]:
+    """Of Python, the packages that decide what a training gives, and more of them, for a results file."""
+    return {"python": platform.python_version()} | {name: version(name) for name in (*PACKAGES, *more)}
+
+
 def summarize(corpus: Corpus, splits: Sequence[FoldSplit], records: Sequence[Record]) -> dict[str, Any]:
     """The results file: data, protocol, and of each model its scores by fold and seed, means, all clips pooled with
     intervals, calibration, breakdowns, and the paired difference in WA to every other model."""
@@ -56,7 +61,7 @@ def summarize(corpus: Corpus, splits: Sequence[FoldSplit], records: Sequence[Rec
         "models": models,
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "cpu_seconds": round(sum(record["cpu_seconds"] for record in records), 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": installed_versions(),
     }
 
 

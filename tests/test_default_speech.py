@@ -20,12 +20,11 @@ from mer_hf.default_model.speech import (
     SEVEN_EMOTIONS,
     TRIM_DB,
     SpeechBranch,
-    calibrate,
     load_speech,
     make_branch,
-    measure_speech,
     speech_model,
 )
+from mer_hf.default_model.speech_folds import calibrate, measure_speech
 from mer_hf.default_model.speech_results import train_speech
 from mer_hf.default_model.speech_training import (
     LogMelChanges,

@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mer_hf"
 
-DATA_MAY = {"data.schema", "data.scanning", "data.protocols", "data.word_times", "models.media", "models.alignment"}
+DATA_MAY = {
+    *("data.schema", "data.scanning", "data.protocols", "data.word_times", "data.whole_files"),
+    *("models.media", "models.alignment"),
+}
 DATA_ALSO = {
     "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
@@ -48,7 +51,8 @@ MAY_IMPORT = {
     "export": {"onnx_model", "precision"},
     "onnx_model": set(),
     "precision": set(),
-    "corpus_prediction": {"data.feature_keys", "data.hub_rows", "data.length_grouping"},
+    "corpus_prediction": {"data.feature_keys", "data.hub_rows", "data.length_grouping", "data.whole_files"},
+    "data.whole_files": set(),
     "data.schema": set(),
     "data.scanning": {"data.schema"},
     "data.word_times": set(),

@@ -6,7 +6,6 @@ disagree with it, a kill loses at most what was not written yet, and processes t
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from os import PathLike
@@ -18,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-PATTERN, UNFINISHED = "features-*.safetensors", ".unfinished"
+from .whole_files import write_whole
+
+PATTERN = "features-*.safetensors"
 INDEX = "mer_hf.entries"
 
 
@@ -109,12 +110,8 @@ class FeatureShards:
             for key, tensors in entries.items()
         }
         file = self.folder / PATTERN.replace("*", uuid.uuid4().hex)
-        unfinished = file.with_name(f".{file.name}{UNFINISHED}")
         flat = {f"{key}.{name}": t.contiguous() for key, tensors in entries.items() for name, t in tensors.items()}
-        save_file(flat, unfinished, {INDEX: json.dumps(listed)})
-        with unfinished.open("rb+") as written:
-            os.fsync(written.fileno())  # else a crash of the machine may leave the name without the bytes
-        unfinished.replace(file)
+        write_whole(file, lambda unfinished: save_file(flat, unfinished, {INDEX: json.dumps(listed)}))
         self._add(file)
 
     def remove(self, file: Path) -> None:

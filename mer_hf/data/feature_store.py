@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 
 from .collator import MODALITIES, ClipDataset
 from .feature_keys import backbone_hash, preprocessing, row_content, sha256_of
-from .feature_shards import UNFINISHED, FeatureShards
+from .feature_shards import FeatureShards
 from .features import cache_embeds
 from .length_grouping import LengthBatchSampler, row_seconds
+from .whole_files import UNFINISHED
 
 STORE_VERSION = 1
 """Raise it when decoding, preprocessing, a front end of ours or what is made of states changes: all is made anew."""

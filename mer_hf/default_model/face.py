@@ -37,10 +37,9 @@ from .face_training import (
     STD,
     FaceRecipe,
     FaceTraining,
-    label_ids,
     make_face_model,
 )
-from .frequencies import LABELS, assume_equal_frequencies, frequency_logits
+from .frequencies import LABELS, assume_equal_frequencies, frequency_logits, label_ids
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +114,9 @@ def finish(training: FaceTraining, train: FacePictures, validation: FacePictures
     image_processor = face_image_processor(training.recipe.image_size)
     before = face_logits(exact, image_processor, validation.pixels)
     model = round_to_half(exact)
-    logits, labels = face_logits(model, image_processor, validation.pixels), label_ids(validation.labels)
-    model.config.calibration_temperature = fit_temperature(logits.numpy(), labels.numpy())
-    counts = tuple(label_ids(train.labels).bincount(minlength=len(LABELS)).tolist())
+    logits, labels = face_logits(model, image_processor, validation.pixels), np.array(label_ids(validation.labels))
+    model.config.calibration_temperature = fit_temperature(logits.numpy(), labels)
+    counts = tuple(np.bincount(label_ids(train.labels), minlength=len(LABELS)).tolist())
     assume_equal_frequencies(model.classifier, counts, model.config.calibration_temperature)
     return FaceBranch(
         model=round_to_half(model),

@@ -9,9 +9,7 @@ FER2013 is not like that. There is one face a picture and nobody's name, so inte
 import hashlib
 import json
 import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,11 @@ from torch import Tensor
 from ..calibration import calibration_report
 from ..data.fer2013 import SPLITS, FacePictures, load_fer2013
 from ..evaluation import evaluation_report
+from ..reporting import installed_versions
 from . import face_pictures
 from .face import FaceBranch, face_logits, save_face_branch, train_face
-from .face_training import FaceRecipe, label_ids
-from .frequencies import LABELS
+from .face_training import FaceRecipe
+from .frequencies import LABELS, label_ids
 
 NOTES = (
     "The pictures are those of the 2013 ICML challenge in representation learning; the copy used states no licence.",
@@ -37,7 +36,6 @@ NOTES = (
 )
 VIDEO_MARGIN = 4
 """Pixels added around 48: 48 / 56 = 0.86, about the size of a video's face against that of FER2013's."""
-PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 
 def write_face_branch(
@@ -90,13 +88,13 @@ def measure_face(branch: FaceBranch, data_dir: str | os.PathLike) -> dict[str, A
         "operating_points": points,
         "framed_as_video": _framed_as_video(branch, sides["validation"]),
         "notes": list(NOTES),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": installed_versions("pillow"),
     }
 
 
 def _scores(branch: FaceBranch, side: FacePictures, logits: Tensor) -> dict[str, Any]:
     """`evaluation_report`, how well the probabilities fit, and the NLL with every emotion counting alike."""
-    labels = label_ids(side.labels).numpy()
+    labels = np.array(label_ids(side.labels))
     report = evaluation_report(labels, logits.numpy(), side.ids, dict(enumerate(LABELS)))
     del report["labels"], report["speakers"]
     temperature = branch.model.config.calibration_temperature
@@ -111,7 +109,7 @@ def _scores(branch: FaceBranch, side: FacePictures, logits: Tensor) -> dict[str,
 def _framed_as_video(branch: FaceBranch, side: FacePictures) -> dict[str, float]:
     """WA and UA on the validation side with faces as small in the picture as in a video's crops."""
     logits = face_logits(branch.model, branch.image_processor, add_margin(side.pixels, VIDEO_MARGIN))
-    labels = label_ids(side.labels).numpy()
+    labels = np.array(label_ids(side.labels))
     report = evaluation_report(labels, (logits + branch.frequency_logits).numpy(), None, dict(enumerate(LABELS)))
     return {"margin": VIDEO_MARGIN, "wa": report["wa"], "ua": report["ua"]}
 

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -15,10 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import ResNetConfig
 
 from ..data.fer2013 import FacePictures
+from ..data.whole_files import write_whole
 from ..models.configuration_cme import CMEConfig
 from ..models.modeling_cme import CMEForEmotionClassification
 from .face_pictures import augment
-from .frequencies import LABELS
+from .frequencies import LABELS, label_ids
 
 MEAN = STD = 0.5
 """Of every channel alike: only then is the luma of normalised channels the normalised luma."""
@@ -68,11 +69,6 @@ def make_face_model(recipe: FaceRecipe, num_channels: int = 1) -> CMEForEmotionC
     return CMEForEmotionClassification(config)
 
 
-def label_ids(labels: Sequence[str]) -> Tensor:
-    """Words -> their places in LABELS, (n,) int64."""
-    return torch.tensor([LABELS.index(label) for label in labels])
-
-
 def picture_logits(model: CMEForEmotionClassification, pixel_values: Tensor) -> Tensor:
     """Logits of single pictures, (batch, channels, h, w) -> (batch, labels): `forward` on clips of one frame each.
 
@@ -109,8 +105,9 @@ class FaceTraining:
         self.model = make_face_model(recipe).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging), use_buffers=True)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
-        self.pictures, self.labels = torch.from_numpy(train.pixels), label_ids(train.labels)
-        self.held_out, self.held_out_labels = torch.from_numpy(validation.pixels), label_ids(validation.labels)
+        self.pictures, self.labels = torch.from_numpy(train.pixels), torch.tensor(label_ids(train.labels))
+        self.held_out = torch.from_numpy(validation.pixels)
+        self.held_out_labels = torch.tensor(label_ids(validation.labels))
         self.data = _digest(train, validation)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -171,9 +168,7 @@ class FaceTraining:
             "history": self.history,
             "best": self.best,
         }
-        partial = Path(f"{os.fspath(path)}.partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        write_whole(Path(path), partial(torch.save, state))
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from what `save` wrote.

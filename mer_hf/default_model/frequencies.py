@@ -5,12 +5,17 @@ differ: half of MELD is neutral, a sixtieth of FER2013 disgusted. Branches that 
 its own frequencies and answers as if all emotions were equally likely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 LABELS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
+
+
+def label_ids(labels: Iterable[str]) -> list[int]:
+    """Places of words in LABELS."""
+    return [LABELS.index(label) for label in labels]
 
 
 @torch.no_grad()

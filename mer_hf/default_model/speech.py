@@ -8,7 +8,7 @@
 - RAVDESS's two sentences are said in every emotion, so no branch reads words, nor when they were said: what is
   answered is the same with a transcript, with a wrong one and without.
 - Every branch hears clips one by one: it needs neither turns before nor word times, so it can be fused with others.
-- Five folds measure the recipe (`measure_speech`); what is shipped is then trained by it on all actors
+- Five folds measure the recipe (`speech_folds`); what is shipped is then trained by it on all actors
   (`train_branches`), for the same epochs, since nobody is left to validate on. Its temperatures are those of the five
   folds' validation sides together, where a clip stands once.
 - Calibrated, the branches together are one more model with a temperature of its own. Dividing every branch's
@@ -20,7 +20,6 @@
 Sources of numbers as in `recipes`: "validation" = better on the validation sides of EmoBox's folds 1 to 3.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,21 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel, set_seed
 
-from ..calibration import calibration_report, fit_temperature
-from ..corpora import Corpus, audio_vector_config, load_corpus, write_json
+from ..corpora import Corpus, audio_vector_config, load_corpus
 from ..data.collator import ClipDataset
 from ..data.features import cache_embeds
 from ..data.named_protocols import ALL_LABELS, Protocol
-from ..data.protocols import FoldSplit
 from ..data.ravdess import ravdess_splits
-from ..experiment import FLOOR_OF, Job, run_job
 from ..models.configuration_front_ends import FilterbankConfig
 from ..models.configuration_learned_alignment import LearnedAlignmentConfig
-from ..models.modeling_late_fusion import LateFusionForEmotionClassification, fuse_logits
+from ..models.modeling_late_fusion import LateFusionForEmotionClassification
 from ..models.modeling_learned_alignment import LearnedAlignmentForEmotionClassification
 from ..models.processing_mer import MerProcessor
-from ..recipes import LOG_MEL_LEVELS, RECIPES
-from ..reporting import logits_of
+from ..recipes import LOG_MEL_LEVELS
 from ..training import TrainingSettings
 from .frequencies import LABELS, assume_equal_frequencies
 from .speech_training import LogMelChanges, fit_frames, fit_vectors, frame_logits, log_mels, vector_logits
@@ -181,100 +176,6 @@ def branch_logits(
     return vector_logits(model, [clips.vectors[i] for i in ids])
 
 
-# Five folds
-
-Record = dict[str, Any]
-Logits = tuple[NDArray, NDArray, dict[str, Any]]
-"""Of the validation and of the test clips, and what was chosen: what `experiment.Floor` gives."""
-
-
-def measure_speech(
-    clips: SpeechClips,
-    output_dir: str | PathLike,
-    branches: Mapping[str, SpeechBranch] = BRANCHES,
-    progress: Callable[[str], None] = logger.info,
-) -> dict[str, list[Record]]:
-    """Records of every fold, as `run_job` makes them, by model: the branches, `speech` (all of them), the same with
-    equally likely emotions, the regressions, and where there are face scores `face` and `speech_face`.
-
-    A fold's file in output_dir is not made again.
-
-    Raises:
-        ValueError: output_dir was made with other settings.
-    """
-    output_dir = Path(output_dir)
-    _check_settings(output_dir / "settings.json", branches)
-    faces = clips.corpus.vision_width is not None
-    others = ["lr_audio", *(["lr_face", "lr_both", "face"] if faces else [])]
-    found: dict[str, list[Record]] = {}
-    for split in clips.corpus.splits:
-        run = partial(_run, clips.corpus, split, output_dir)
-        own = {name: run(name, partial(_trained, branch, clips)) for name, branch in branches.items()}
-        progress(f"fold {split.fold}: {', '.join(own)}")
-        own["speech"] = run("speech", lambda *_, of=dict(own): _fused(list(of.values())))
-        frequencies = np.bincount(clips.labels(split.train), minlength=len(LABELS)) / len(split.train)
-        own["speech_equal"] = run("speech_equal", lambda *_, of=own["speech"], p=frequencies: _equal(of, p))
-        own |= {name: run(name, FLOOR_OF.get(name)) for name in others}
-        if faces:
-            own["speech_face"] = run("speech_face", lambda *_, of=dict(own): _fused([of["speech"], of["face"]]))
-        for name, record in own.items():
-            found.setdefault(name, []).append(record)
-    return found
-
-
-def _run(corpus: Corpus, split: FoldSplit, output_dir: Path, name: str, answer: Callable | None) -> Record:
-    """answer: (corpus, split) -> Logits; None = the recipe of that name."""
-    floors = {} if answer is None else {name: answer}
-    return run_job(corpus, Job(name, 0, split), output_dir, recipes=RECIPES, floors=floors)[0]
-
-
-def _trained(branch: SpeechBranch, clips: SpeechClips, corpus: Corpus, split: FoldSplit) -> Logits:
-    model = train_branch(branch, clips, split.train)
-    validation, test = (branch_logits(branch, model, clips, ids) for ids in (split.validation, split.test))
-    return validation, test, {"parameters": model.num_parameters()}
-
-
-def _fused(records: Sequence[Record]) -> Logits:
-    temperatures = [record["temperature"] for record in records]
-    sides = [record["validation"] for record in records], records
-    validation, test = (fuse_logits(np.stack([logits_of(s) for s in side]), temperatures).numpy() for side in sides)
-    return validation, test, {"branches": [record["origin"]["model"] for record in records]}
-
-
-def _equal(speech: Record, frequencies: NDArray) -> Logits:
-    """Calibrated log-probabilities less the training side's log frequencies."""
-    validation, test = (logits_of(side) / speech["temperature"] for side in (speech["validation"], speech))
-    return validation - np.log(frequencies), test - np.log(frequencies), {"frequencies": frequencies.tolist()}
-
-
-def fusion_rules(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, dict[str, float]]]:
-    """How well voice and face fit together, calibrated and fused without anything fitted to both, by two rules.
-
-    records: as `measure_speech` returns them, with `face`. Returns log loss and calibration error by side and rule:
-    "mean" of the log-probabilities, and their "sum", as for senses that err independently.
-    """
-    pairs = list(zip(records["speech"], records["face"], strict=True))
-    temperatures = [[record["temperature"] for record in pair] for pair in pairs]
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for side in ("validation", "test"):
-        own = [[record["validation"] if side == "validation" else record for record in pair] for pair in pairs]
-        labels = np.concatenate([voice["labels"] for voice, _ in own])
-        for rule in ("mean", "sum"):
-            logits = [
-                fuse_logits(np.stack([logits_of(part) for part in pair]), scales, independent=rule == "sum").numpy()
-                for pair, scales in zip(own, temperatures, strict=True)
-            ]
-            found.setdefault(side, {})[rule] = calibration_report(np.concatenate(logits), labels, 1.0)["before"]
-    return found
-
-
-def _check_settings(file: Path, branches: Mapping[str, SpeechBranch]) -> None:
-    settings = json.loads(json.dumps(settings_of(branches)))  # as a file gives them back
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"output_dir: {file} was made with other settings; name another folder")
-    write_json(file, settings)
-
-
 def settings_of(branches: Mapping[str, SpeechBranch] = BRANCHES) -> dict[str, Any]:
     """What the branches are made and trained by, ready for JSON."""
     described = {
@@ -287,30 +188,6 @@ def settings_of(branches: Mapping[str, SpeechBranch] = BRANCHES) -> dict[str, An
 
 
 # What is shipped
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of the branches, from the validation sides of all folds together."""
-
-    temperatures: dict[str, float]
-    """Of each branch as it is stored: its own times that of all together."""
-    alone: dict[str, float]
-    """Of each branch by itself."""
-    together: float
-    """Of the mean of the branches' calibrated log-probabilities."""
-
-
-def calibrate(records: Mapping[str, Sequence[Record]], branches: Sequence[str]) -> Calibration:
-    """records: as `measure_speech` returns them."""
-    labels = np.concatenate([record["validation"]["labels"] for record in records[branches[0]]])
-    logits = np.stack(
-        [np.concatenate([logits_of(record["validation"]) for record in records[name]]) for name in branches]
-    )
-    alone = [fit_temperature(own, labels) for own in logits]
-    together = fit_temperature(fuse_logits(logits, alone).numpy(), labels)
-    stored = {name: own * together for name, own in zip(branches, alone, strict=True)}
-    return Calibration(stored, dict(zip(branches, alone, strict=True)), together)
 
 
 def train_branches(

@@ -25,15 +25,13 @@ from .speech import (
     TRIM_DB,
     SpeechBranch,
     SpeechClips,
-    calibrate,
-    fusion_rules,
     load_speech,
     logger,
-    measure_speech,
     settings_of,
     speech_model,
     train_branches,
 )
+from .speech_folds import calibrate, fusion_rules, measure_speech
 
 LICENCE = "CC BY-NC-SA 4.0 (RAVDESS: Livingstone and Russo 2018)"
 NOTES = (

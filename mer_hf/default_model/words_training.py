@@ -8,12 +8,10 @@ is shipped (see `frequencies`).
 
 import json
 import logging
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from ..calibration import calibration_report, fit_temperature
 from ..data.meld import scan
+from ..data.whole_files import write_whole
 from ..evaluation import SCORES, emotion_metrics, evaluation_report
 from ..models.modeling_mman import MMANForEmotionClassification
+from ..reporting import installed_versions
 from ..text_fine_tuning import FORMS, FineTuning, fine_tune, make_text_model, text_forms, text_logits, turn_logits
-from .frequencies import LABELS, assume_equal_frequencies
+from .frequencies import LABELS, assume_equal_frequencies, label_ids
 from .sentences import SENTENCES
 from .words import (
     ENCODER_PACKAGE,
@@ -54,7 +54,6 @@ NOTES = (
     "written: the transcript as it is; spoken: its bare words, as speech recognisers give them. Trained on both.",
     "The 21 sentences were written down before training and looked at once, after the seed was chosen on validation.",
 )
-PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def train_words(
     settings = FineTuning() if settings is None else settings
     encoder_dir = find_encoder() if encoder_dir is None else encoder_dir
     sides = meld_sides(data_dir, ("train", "validation"))
-    labels = {side: label_ids(rows) for side, rows in sides.items()}
+    labels = {side: label_ids(row["label"] for row in rows) for side, rows in sides.items()}
     texts = {side: [row["text"] for row in rows] for side, rows in sides.items()}
     origin = {"seed": seed, "settings": asdict(settings), "encoder": encoder_sha256(encoder_dir)}
     set_seed(seed)
@@ -142,11 +141,6 @@ def meld_sides(data_dir: str | PathLike, sides: Sequence[str]) -> dict[str, list
     return found
 
 
-def label_ids(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Places of the rows' labels in `LABELS`."""
-    return [LABELS.index(row["label"]) for row in rows]
-
-
 def _round(model: MMANForEmotionClassification, encoder_dir: str | PathLike) -> None:
     """Make the weights those that are left when they are stored, before anything is fitted to them or measured."""
     state = model.state_dict()
@@ -161,9 +155,8 @@ def _write_checkpoint(
 ) -> None:
     trained = {n: parameter.detach() for n, parameter in model.named_parameters() if parameter.requires_grad}
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(checkpoint).with_suffix(".unfinished")
-    save_file(trained, unfinished, metadata={"origin": json.dumps(origin), "record": json.dumps(record)})
-    unfinished.replace(checkpoint)
+    metadata = {"origin": json.dumps(origin), "record": json.dumps(record)}
+    write_whole(Path(checkpoint), lambda unfinished: save_file(trained, unfinished, metadata))
 
 
 def _read_checkpoint(
@@ -275,7 +268,7 @@ def measure_words(
         "operating_points": scored,
         "sentences": sentence_answers(chosen.model, tokenizer),
         "notes": list(NOTES),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": installed_versions(),
     }
 
 
@@ -289,7 +282,7 @@ def _scores(
 ) -> dict[str, Any]:
     """Scores by seed, their mean and sample deviation; all seeds' answers together with intervals over dialogues; and
     how well the probabilities fit with T = 1 and with each seed's own."""
-    labels = np.array(label_ids(rows))
+    labels = np.array(label_ids(row["label"] for row in rows))
     by_seed = [emotion_metrics(labels, own.argmax(-1).numpy(), len(LABELS)) for own in logits]
     values = {name: [scores[name] for scores in by_seed] for name in SCORES}
     everything, scaled = torch.cat(list(logits)).double(), zip(logits, branches, strict=True)

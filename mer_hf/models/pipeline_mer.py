@@ -13,6 +13,7 @@ from transformers import Pipeline
 
 from .alignment import AlignmentError, WordAligner, split_words
 from .configuration_front_ends import SAMPLING_RATE
+from .media import is_silent
 from .processing_mer import clean_words
 from .speakers import PRIOR_CLIPS, SpeakerProfile, earlier_turns
 
@@ -240,7 +241,7 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
                 "model's tokenizer takes; give shorter clips",
                 stacklevel=2,
             )
-        if audio is not None and len(audio) and np.abs(audio).max() < SILENT:
+        if audio is not None and is_silent(audio):
             warnings.warn(f"{describe(clip)}: the sound is silent, so what is made of it means nothing", stacklevel=2)
 
     def _time(self, example: dict[str, Any], heard: list[str], clip: dict[str, Any]) -> None:
@@ -363,8 +364,6 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-SILENT = 1e-3
-"""Peak of a waveform in [-1, 1] below which nothing can be heard: 60 dB under full scale."""
 ALIGNMENTS = {"audio_alignment": "alignment", "vision_alignment": "face_alignment", "attentions": "modality_attention"}
 """Outputs of the models that explain them, and their names in a detailed result."""
 

@@ -16,7 +16,6 @@ from checks import (
     clock,
     count_faces,
     examine,
-    is_silent,
     place,
     readable,
     sounds_like_speech,
@@ -26,6 +25,7 @@ from mer_hf import MediaError, load_audio, load_frames, split_words
 from mer_hf.explanation import Explanation, explain
 from mer_hf.long_recordings import NOTHING_TO_READ, predict_windows
 from mer_hf.models.alignment import written_words
+from mer_hf.models.media import is_silent
 
 NAMES = {"audio": "voice", "text": "words", "vision": "face"}
 """The model's modalities as the page calls them."""

@@ -17,8 +17,6 @@ MAX_MEGABYTES = 100
 MAX_SAMPLES = 120_000_000  # over all channels; 10 minutes of stereo at 96 kHz
 MAX_PIXELS = 4096 * 2304
 MAX_CHARACTERS, UTTERANCE_CHARACTERS = 10_000, 1000
-SILENCE_DB = -60.0
-"""Decibels below full scale; with nothing louder than this there is nothing to hear."""
 SPEECH_SCORE, SPEECH_WORDS = -2.0, 2
 """What is recognised in clear speech fits it better than this many nats a frame, and is at least this many words."""
 RATE = 16_000
@@ -108,14 +106,6 @@ def readable(error: Exception, path: str | None = None) -> str:
 def clock(seconds: float) -> str:
     """Minutes and seconds, 75 -> 1:15."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def is_silent(audio: np.ndarray) -> bool:
-    """Whether no 10 ms of audio (samples,) at 16 kHz are louder than `SILENCE_DB`."""
-    block = RATE // 100
-    blocks = np.pad(audio, (0, -len(audio) % block)).reshape(-1, block)
-    loudest = np.sqrt(np.mean(blocks**2, axis=1)).max(initial=0.0)
-    return bool(loudest < 10 ** (SILENCE_DB / 20))
 
 
 def sounds_like_speech(aligner: WordAligner, audio: np.ndarray, words: list[str]) -> bool:

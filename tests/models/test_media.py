@@ -12,7 +12,16 @@ import pytest
 import soundfile
 import torch
 
-from mer_hf.models.media import MediaError, NoStreamError, crop_face, load_audio, load_frames, resample
+from mer_hf.models.media import (
+    MediaError,
+    NoStreamError,
+    crop_face,
+    is_silent,
+    load_audio,
+    load_frames,
+    loudest_db,
+    resample,
+)
 
 RATE = 16_000
 
@@ -143,6 +152,19 @@ def test_arrays(array, expected):
         audio = load_audio(source)
         assert audio.dtype == np.float32
         np.testing.assert_allclose(audio, expected, atol=1e-7)
+
+
+def test_silence_is_what_nothing_stands_out_of():
+    hiss = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    assert is_silent(np.zeros(RATE)) and is_silent(np.zeros(0)) and is_silent(10 ** (-70 / 20) * hiss)
+    assert not is_silent(10 ** (-50 / 20) * hiss)
+    click = np.zeros(RATE)
+    click[5000:5200] = 0.1  # 12 ms
+    assert not is_silent(click)
+    assert loudest_db(np.full(2 * RATE, 0.1), 2 * RATE) == pytest.approx(-20)
+    assert loudest_db(np.concatenate([np.zeros(800), np.full(80, 0.1)])) == pytest.approx(
+        -23, abs=0.02
+    )  # a rest counts
 
 
 def test_stereo_file_is_averaged(tmp_path):
