@@ -25,7 +25,8 @@ from transformers import ViTImageProcessor, set_seed
 from . import TASK, MerPreTrainedModel, MerProcessor, WordTableConfig, WordTableModel, pipeline, word_tokenizer
 from .compact_encoders import train_face_encoder, train_speech_encoder
 from .data.collator import ClipDataset, DialogueDataset, ExampleDataset
-from .data.controlled import LABELS, generate_controlled_corpus, load_controlled
+from .data.controlled import generate_controlled_corpus, load_controlled
+from .data.controlled_dialogues import LABELS
 from .data.features import cache_embeds
 from .demo_models import (  # noqa: F401 - the demo's names are importable from here
     ALIGNING_MODEL,

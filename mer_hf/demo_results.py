@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .data.controlled import LABELS
+from .data.controlled_dialogues import LABELS
 from .demo_models import ALIGNING_MODEL, CONTEXT_MODEL, LABELS_ALONE, WORD_ABLATION, WORD_MODEL, plans
 from .evaluation import evaluation_report, paired_difference
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from mer_hf import TASK, MMANForEmotionClassification, pipeline
 from mer_hf.compact_encoders import PROSODY_SIZE, _at_times, _prosody, train_face_encoder, train_speech_encoder
-from mer_hf.data.controlled import LABELS, load_controlled
+from mer_hf.data.controlled import load_controlled
+from mer_hf.data.controlled_dialogues import LABELS
 from mer_hf.demo import (
     ALIGNING_MODEL,
     CONTEXT_MODEL,

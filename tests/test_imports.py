@@ -22,7 +22,8 @@ DATA_MAY = {
     *("models.media", "models.alignment"),
 }
 DATA_ALSO = {
-    "data.controlled": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
+    "data.controlled": {"data.controlled_dialogues", "data.controlled_speakers", "data.speech_synthesis"},
+    "data.controlled_speakers": {"data.controlled_dialogues", "data.drawn_faces", "data.speech_synthesis"},
     "data.collator": {"models.batching"},  # the one place where masks are made, a function of tensors
     "data.features": {"models.batching"},
     "data.feature_keys": {"data.feature_shards"},
@@ -31,7 +32,7 @@ DATA_ALSO = {
     },
     "data.length_grouping": {"data.collator"},
     "data.enrolment": {"models.speakers"},
-    "data.iemocap": {"data.video_clips"},
+    "data.iemocap": {"data.iemocap_tree", "data.video_clips"},
     "data.augmentation": set(),
     "data.named_protocols": {"data.ravdess"},  # its published folds
     "data.class_folders": {"data.field_values", "data.manifests", "data.media_check"},
@@ -70,7 +71,7 @@ MAY_IMPORT = {
         *("models.modeling_cme", "models.modeling_learned_alignment", "models.modeling_mman"),
     },
     "demo_models": {"", "training"},
-    "demo_results": {"demo_models", "data.controlled", "evaluation"},
+    "demo_results": {"demo_models", "data.controlled_dialogues", "evaluation"},
 }
 """Modules of mer_hf that a module may import; folders and single files without an entry are treated in `permitted`."""
 DEMO = {"demo", "demo_models", "demo_results"}
@@ -232,7 +233,7 @@ def test_models_is_flat():
         ("training", "from mer_hf.data import collator\nfrom .evaluation import compute_metrics"),
         ("training", "from . import CMEConfig\nfrom mer_hf import MerProcessor\nfrom .data.ravdess import rows"),
         ("data.controlled", "from .speech_synthesis import say\nfrom .schema import make_row"),
-        ("data.controlled", "from .controlled_dialogues import Turn\nfrom .drawn_faces import draw_portrait"),
+        ("data.controlled", "from .controlled_dialogues import Turn\nfrom .controlled_speakers import Performer"),
         ("data.drawn_faces", "from .speech_synthesis import SAMPLE_RATE\nimport av"),
         ("data.collator", "from ..models.batching import pad_examples"),
         ("data.meld", "from .schema import make_row\nfrom mer_hf.models.media import load_audio\nimport datasets"),

@@ -2,11 +2,11 @@
 
 A test bench for models and training code, generated on the user's own machine in seconds. **It says nothing about
 people**: the speech is espeak-ng's, the faces are schematic drawings, and how each emotion sounds, reads and looks is
-a convention of this file. A model that does well here can read and combine the cues below; that is all it shows.
+a convention of this package. A model that does well here can read and combine the cues below; that is all it shows.
 
 Sixteen speakers talk in eight two-person sessions: 1-5 are for training, 6 for validation, 7-8 for testing, so no
 speaker, and no sentence either, is in two splits. A dialogue has about ten turns. Labels: neutral, happy, sad, angry.
-What settles a turn's label is its `item`, one of `ITEMS`:
+What settles a turn's label is its `item`:
 
     consistent      words, voice and face all show the label; now and then one of the three stays neutral
     neutral_words   neutral wording; the voice shows the label, the face weakly or not at all
@@ -22,16 +22,15 @@ topic ("anyway", "by the way"), which is what tells it from a cueless turn; othe
 Beside the columns of `mer_hf.data.schema` a row carries its item, the index of its stressed word (-1: none), the
 emotion each channel shows (`text_emotion` is null where two words disagree) and what was asked of the generator:
 `word_prosody` (natural logarithms of ratios to the speaker's neutral voice) and `face_parameters` (frames, 5), named
-by `FACE_PARAMETERS`, at `face_times` seconds.
+by `drawn_faces.FACE_PARAMETERS`, at `face_times` seconds.
 """
 
 import hashlib
 import json
-import math
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -41,21 +40,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import soundfile
 from datasets import Value
 from datasets.builder import Key
 
-from .controlled_dialogues import ITEMS, LABELS, TOPIC_CHANGES, WORDS, DialogueWriter, Difficulty, Turn  # noqa: F401
-from .drawn_faces import FACE_PARAMETERS, FACES, FRAME_RATE, draw_features, draw_portrait, face_colours, write_clip  # noqa: F401
-from .schema import FEATURES, make_row, validate_row
-from .speech_synthesis import (
-    SAMPLE_RATE,
-    SpeechSynthesizer,
-    WordProsody,
-    background_noise,
-    import_espeak_loader,
-    shape_voice,
-)
+from .controlled_dialogues import DialogueWriter, Difficulty
+from .controlled_speakers import Performer, cast
+from .schema import FEATURES, validate_row
+from .speech_synthesis import SpeechSynthesizer, import_espeak_loader
 
 SPLITS = ("train",) * 5 + ("validation",) + ("test",) * 2
 """The split of each session, from the first on."""
@@ -76,43 +67,6 @@ CONTROLLED_FEATURES = datasets.Features(
 
 GENERATOR_VERSION = 2
 DEFAULT_DIFFICULTY = Difficulty()
-
-
-@dataclass(frozen=True)
-class _VoiceStyle:
-    """Natural logarithms of ratios to the speaker's neutral voice; the rest in the synthesiser's own units."""
-
-    pitch: float = 0.0
-    energy: float = 0.0
-    rate: float = 0.0
-    range: float = 0.0
-    brightness: float = 0.0
-    roughness: float = 0.0
-
-
-VOICES = {
-    "neutral": _VoiceStyle(),
-    "happy": _VoiceStyle(pitch=0.22, energy=0.3, rate=0.1, range=40, brightness=0.2),
-    "sad": _VoiceStyle(pitch=-0.14, energy=-0.45, rate=-0.22, range=-30, brightness=-0.4),
-    "angry": _VoiceStyle(pitch=-0.02, energy=0.65, rate=0.14, range=10, brightness=0.4, roughness=0.5),
-}
-NEUTRAL_RANGE = 45
-STRESS = WordProsody(pitch=0.28, energy=0.6, rate=-0.35)
-
-_FEMALE_VOICES = ("f1", "f2", "f3", "f4", "f5", "linda", "steph", "anika")
-_MALE_VOICES = ("m1", "m2", "m3", "m4", "m5", "m7", "michel", "sandro")
-
-
-@dataclass(frozen=True)
-class _Speaker:
-    name: str
-    gender: str
-    voice: str
-    pitch: float
-    words_per_minute: float
-    loudness: float  # RMS of the neutral voice
-    face_width: float
-    colours: np.ndarray  # (5, 3): background, hair, skin, eyes, lips
 
 
 def generate_controlled_corpus(
@@ -233,139 +187,22 @@ def _generate_session(task: _SessionTask) -> list[dict[str, Any]]:
     writer = DialogueWriter(rng, SPLITS[task.session], task.difficulty)
     rows = []
     with SpeechSynthesizer(seed=int(rng.integers(1, 2**31))) as synthesizer:
-        cast = _cast(task.seed, task.session, rng, task.difficulty)
-        speakers = [_Performer(speaker, synthesizer, task, rng) for speaker in cast]
+        speakers = [
+            Performer(speaker, synthesizer, task.directory, task.difficulty, rng)
+            for speaker in cast(task.seed, task.session, rng, task.difficulty)
+        ]
         for dialogue in range(task.dialogues):
             clock = 0.0
             for number, turn in enumerate(writer.write()):
                 name = f"Ses{task.session + 1:02d}_D{dialogue:03d}_T{number:02d}"
                 row = speakers[(dialogue + number) % 2].perform(turn, name)
+                row |= {"session": name[:5], "split": SPLITS[task.session]}
                 row |= {"dialogue_id": name.rsplit("_", 1)[0], "turn": number, "start": round(clock, 3)}
                 row["end"] = row["start"] + row.pop("duration")
                 clock = row["end"] + rng.uniform(0.2, 0.6)
                 validate_row(row)
                 rows.append(row)
     return rows
-
-
-def _cast(seed: int, session: int, rng: np.random.Generator, difficulty: Difficulty) -> list[_Speaker]:
-    """The woman and the man of a session; which voice goes to which session hangs on the seed alone."""
-    deal = np.random.default_rng(seed)
-    cast = []
-    for gender, voices in (("female", _FEMALE_VOICES), ("male", _MALE_VOICES)):
-        cast.append(
-            _Speaker(
-                name=f"Ses{session + 1:02d}{gender[0].upper()}",
-                gender=gender,
-                voice=str(deal.permutation(voices)[session]),
-                pitch=rng.normal(0, 0.05),
-                words_per_minute=rng.uniform(160, 190),
-                loudness=0.03 * math.exp(rng.normal(0, difficulty.speaker_loudness)),
-                face_width=rng.uniform(18, 23),
-                colours=face_colours(rng),
-            )
-        )
-    return cast
-
-
-class _Performer:
-    """One speaker's voice and face: turns plans into clips and rows."""
-
-    def __init__(
-        self, speaker: _Speaker, synthesizer: SpeechSynthesizer, task: _SessionTask, rng: np.random.Generator
-    ):
-        self._speaker, self._synthesizer, self._task, self._rng = speaker, synthesizer, task, rng
-        self._portrait = draw_portrait(speaker.colours, speaker.face_width)
-        # Variants differ by 9 dB as shipped: one neutral sentence sets this speaker's level.
-        plain = self._speak("there is a letter near the library".split(), [WordProsody()] * 7, NEUTRAL_RANGE)
-        self._gain = speaker.loudness / float(np.sqrt(np.mean(plain.samples**2)))
-
-    def perform(self, turn: Turn, name: str) -> dict[str, Any]:
-        audio, words, prosody = self._voice(turn)
-        parameters = self._expression(turn, audio)
-        audio_path, video_path = f"audio/{name}.wav", f"video/{name}.mp4"
-        pcm = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-        soundfile.write(self._task.directory / audio_path, pcm, SAMPLE_RATE, subtype="PCM_16")
-        write_clip(self._task.directory / video_path, self._draw(parameters), pcm)
-        row = make_row(
-            id=name,
-            corpus="controlled",
-            speaker=self._speaker.name,
-            gender=self._speaker.gender,
-            session=f"Ses{self._task.session + 1:02d}",
-            split=SPLITS[self._task.session],
-            audio=audio_path,
-            video=video_path,
-            text=" ".join(turn.words),
-            words=words,
-            label=turn.label,
-        )
-        return row | {
-            "item": turn.item,
-            "stressed_word": turn.stressed_word,
-            "text_emotion": turn.text_emotion,
-            "voice_emotion": turn.voice_emotion,
-            "face_emotion": "happy" if turn.face == "polite_smile" else turn.face,
-            "word_prosody": [{key: round(value, 4) for key, value in word._asdict().items()} for word in prosody],
-            "face_parameters": np.round(parameters, 4).tolist(),
-            "face_times": [frame / FRAME_RATE for frame in range(len(parameters))],
-            "duration": len(pcm) / SAMPLE_RATE,
-        }
-
-    def _speak(self, words: Sequence[str], prosody: Sequence[WordProsody], pitch_range: float):
-        speaker = self._speaker
-        return self._synthesizer.speak(
-            words, prosody, speaker.voice, speaker.pitch, speaker.words_per_minute, pitch_range
-        )
-
-    def _voice(self, turn: Turn) -> tuple[np.ndarray, list[dict[str, Any]], list[WordProsody]]:
-        """(samples,) at 16 kHz with silence around and noise over it, the words with their times, what was asked."""
-        rng, difficulty = self._rng, self._task.difficulty
-        style, strength = VOICES[turn.voice_emotion], rng.uniform(*difficulty.voice_strength)
-        pitch, half_energy, rate = rng.normal(0, difficulty.voice_noise, 3)
-        pitch, rate = pitch + strength * style.pitch, rate + strength * style.rate
-        energy = 2 * half_energy + strength * style.energy
-        changes = rng.normal(0, difficulty.word_noise, (len(turn.words), 3)) * (1, 2, 1)
-        if turn.stressed_word >= 0:
-            changes[turn.stressed_word] += np.array(STRESS) * rng.uniform(*difficulty.stress, 3)
-        # The utterance's energy comes last: shape_voice keeps the level it is given.
-        spoken = [WordProsody(pitch + word[0], word[1], rate + word[2]) for word in changes]
-        speech = self._speak(turn.words, spoken, NEUTRAL_RANGE + strength * style.range)
-        voice = shape_voice(speech.samples, strength * style.brightness, strength * style.roughness)
-        voice = voice * self._gain * math.exp(energy)
-        before, after = (int(rng.uniform(0.1, 0.25) * SAMPLE_RATE) for _ in range(2))
-        audio = np.pad(voice, (before, after))
-        snr = 10 ** (rng.uniform(*difficulty.snr_db) / 20)
-        audio = audio + background_noise(len(audio), rng) * np.sqrt(np.mean(voice**2)) / snr
-        times = np.round(speech.word_times + before / SAMPLE_RATE, 4)
-        words = [
-            {"word": word, "start": float(start), "end": float(end)}
-            for word, (start, end) in zip(turn.words, times, strict=True)
-        ]
-        return audio, words, [word._replace(energy=word.energy + energy) for word in spoken]
-
-    def _expression(self, turn: Turn, audio: np.ndarray) -> np.ndarray:
-        """(frames, 5) the face's parameters; the lips open with the loudness of the voice, the eyes blink."""
-        rng, difficulty = self._rng, self._task.difficulty
-        frames = math.ceil(len(audio) / SAMPLE_RATE * FRAME_RATE)
-        strength = rng.uniform(*difficulty.face_strength) * (0.6 if turn.item == "neutral_words" else 1.0)
-        rest = FACES["neutral"]
-        face = rest + strength * (FACES[turn.face] - rest) + rng.normal(0, difficulty.face_noise, rest.size)
-        parameters = face + rng.normal(0, difficulty.frame_noise, (frames, rest.size))
-        step = SAMPLE_RATE // FRAME_RATE
-        loudness = np.sqrt(np.pad(audio, (0, frames * step - len(audio))).reshape(frames, step).var(axis=1))
-        parameters[:, 1] += 0.8 * np.clip(loudness / (2 * self._speaker.loudness), 0, 1)
-        parameters[rng.random(frames) < 0.04, 4] = 0.05
-        return np.clip(parameters, (-1, 0, -1, -1, 0), 1)
-
-    def _draw(self, parameters: np.ndarray) -> np.ndarray:
-        """(frames, 64, 64, 3) uint8: the speaker's portrait with these expressions, the head moving a little."""
-        frames = draw_features(self._portrait, self._speaker.colours, parameters)
-        light = self._rng.uniform(0.85, 1.1)
-        drift = np.clip(np.cumsum(self._rng.integers(-1, 2, (len(frames), 2)), axis=0), -2, 2)
-        for index, shift in enumerate(drift + self._rng.integers(-2, 3, 2)):
-            frames[index] = np.roll(frames[index], shift, axis=(0, 1))
-        return np.clip(frames * light, 0, 255).astype(np.uint8)
 
 
 class ControlledCorpus(datasets.ArrowBasedBuilder):

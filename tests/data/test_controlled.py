@@ -8,19 +8,11 @@ import pocketsphinx
 import pytest
 import soundfile
 
-from mer_hf.data import controlled, controlled_dialogues
-from mer_hf.data.controlled import (
-    FACE_PARAMETERS,
-    ITEMS,
-    LABELS,
-    TOPIC_CHANGES,
-    WORDS,
-    Difficulty,
-    generate_controlled_corpus,
-    load_controlled,
-)
-from mer_hf.data.controlled_dialogues import DialogueWriter
-from mer_hf.data.drawn_faces import FACES, draw_features, draw_portrait
+from mer_hf.data import controlled, controlled_dialogues, controlled_speakers
+from mer_hf.data.controlled import generate_controlled_corpus, load_controlled
+from mer_hf.data.controlled_dialogues import ITEMS, LABELS, TOPIC_CHANGES, WORDS, DialogueWriter, Difficulty
+from mer_hf.data.controlled_speakers import cast
+from mer_hf.data.drawn_faces import FACE_PARAMETERS, FACES, draw_features, draw_portrait
 from mer_hf.data.schema import FEATURES, validate_row
 
 # Seeds 0 to 2 are for reported results; nothing here may be tuned on them.
@@ -99,7 +91,7 @@ def test_no_speaker_voice_or_sentence_is_in_two_splits(rows):
     voices = [
         speaker.voice
         for session in range(8)
-        for speaker in controlled._cast(SEED, session, np.random.default_rng(0), Difficulty())
+        for speaker in cast(SEED, session, np.random.default_rng(0), Difficulty())
     ]
     assert len(set(voices)) == 16
     assert {row["session"]: row["split"] for row in rows} == {
@@ -245,7 +237,7 @@ def test_clips_decode_to_as_many_frames_as_face_parameters(corpus, rows, clips):
 
 
 def test_a_drawn_mouth_and_brow_move_as_told():
-    speaker = controlled._cast(SEED, 0, np.random.default_rng(0), Difficulty())[0]
+    speaker = cast(SEED, 0, np.random.default_rng(0), Difficulty())[0]
     portrait = draw_portrait(speaker.colours, speaker.face_width)
     drawn = {
         name: draw_features(portrait, speaker.colours, FACES[name][None])[0]
@@ -324,6 +316,6 @@ def test_without_espeak_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_an_unknown_voice_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(controlled, "_FEMALE_VOICES", ("zebedee",) * 8)
+    monkeypatch.setattr(controlled_speakers, "_FEMALE_VOICES", ("zebedee",) * 8)
     with pytest.raises(ValueError, match="'zebedee' is not a variant"):
         generate_controlled_corpus(tmp_path / "corpus", SEED, 1, 1, num_workers=1)

@@ -19,13 +19,14 @@ from corpus_trees import (
     write_split_screen,
 )
 
-from mer_hf.data import iemocap, scanning
-from mer_hf.data.iemocap import COUNTS, SESSIONS, Iemocap, check_counts, scan, side_of_speaker
+from mer_hf.data import iemocap, iemocap_tree, scanning
+from mer_hf.data.iemocap import COUNTS, Iemocap, check_counts, scan, side_of_speaker
+from mer_hf.data.iemocap_tree import SESSIONS
 from mer_hf.data.scanning import Skipped
 from mer_hf.models.media import load_frames
 
 Turn = IemocapTurn
-MISSING = [Skipped(f"Session{number}", iemocap.NO_SESSION) for number in range(1, 6)]
+MISSING = [Skipped(f"Session{number}", iemocap_tree.NO_SESSION) for number in range(1, 6)]
 IMPRO, SCRIPT = "Ses01F_impro01", "Ses03M_script02_1"
 LABELS, TEXTS, WAVS = "dialog/EmoEvaluation", "dialog/transcriptions", "sentences/wav"
 
@@ -163,39 +164,39 @@ def odd_tree(root):
 
 
 ODD_SKIPS = [
-    Skipped(f"Session1/{LABELS}/._{IMPRO}.txt", iemocap.MAC_FILE),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:43", iemocap.REPEATED_LABEL),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:44", iemocap.OTHER_DIALOGUE),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:45", iemocap.OTHER_WORD),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:46", iemocap.NO_DURATION),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:47", iemocap.BAD_LABEL_LINE),
-    Skipped(f"Session1/{LABELS}/Ses02F_impro01.txt", iemocap.BAD_NAME),
-    Skipped(f"Session1/{TEXTS}/.DS_Store", iemocap.MAC_FILE),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:8", iemocap.NO_TURN_NAMED),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:9", iemocap.NOT_CUT_OUT),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:10", iemocap.TEXT_ONLY),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:11", iemocap.REPEATED_TEXT),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:13", iemocap.BAD_TEXT_LINE),
-    Skipped(f"Session1/{WAVS}/{IMPRO}/._{IMPRO}_F000.wav", iemocap.MAC_FILE),
+    Skipped(f"Session1/{LABELS}/._{IMPRO}.txt", iemocap_tree.MAC_FILE),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:43", iemocap_tree.REPEATED_LABEL),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:44", iemocap_tree.OTHER_DIALOGUE),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:45", iemocap_tree.OTHER_WORD),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:46", iemocap_tree.NO_DURATION),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:47", iemocap_tree.BAD_LABEL_LINE),
+    Skipped(f"Session1/{LABELS}/Ses02F_impro01.txt", iemocap_tree.BAD_NAME),
+    Skipped(f"Session1/{TEXTS}/.DS_Store", iemocap_tree.MAC_FILE),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:8", iemocap_tree.NO_TURN_NAMED),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:9", iemocap_tree.NOT_CUT_OUT),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:10", iemocap_tree.TEXT_ONLY),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:11", iemocap_tree.REPEATED_TEXT),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:13", iemocap_tree.BAD_TEXT_LINE),
+    Skipped(f"Session1/{WAVS}/{IMPRO}/._{IMPRO}_F000.wav", iemocap_tree.MAC_FILE),
     Skipped(f"Session1/{WAVS}/{IMPRO}/{IMPRO}_F003.wav", scanning.EMPTY),
-    Skipped(f"Session1/{WAVS}/{IMPRO}/{IMPRO}_F099.wav", iemocap.SOUND_ONLY),
+    Skipped(f"Session1/{WAVS}/{IMPRO}/{IMPRO}_F099.wav", iemocap_tree.SOUND_ONLY),
     Skipped(f"Session1/{WAVS}/{IMPRO}/{IMPRO}_M002.wav", scanning.NO_FILE),
     Skipped(f"Session1/{WAVS}/{IMPRO}/{IMPRO}_M003.wav", scanning.TRUNCATED),
-    Skipped(f"Session1/{WAVS}/{IMPRO}/notes.pdf", iemocap.OTHER_FILE),
-    Skipped(f"Session1/{WAVS}/elsewhere/{IMPRO}_F000.wav", iemocap.SOUND_ONLY),
+    Skipped(f"Session1/{WAVS}/{IMPRO}/notes.pdf", iemocap_tree.OTHER_FILE),
+    Skipped(f"Session1/{WAVS}/elsewhere/{IMPRO}_F000.wav", iemocap_tree.SOUND_ONLY),
     *MISSING[1:],
 ]
 ALIGNED = f"Session1/sentences/ForcedAlignment/{IMPRO}"
 ODD_GAPS = [
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:3", iemocap.NO_AGREEMENT),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:8", iemocap.OTHER_EMOTION),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:23", iemocap.NO_TEXT),
-    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:48", iemocap.NO_TEXT),
-    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:4", iemocap.ONLY_MARKS),
-    Skipped(f"{ALIGNED}/{IMPRO}_F001.wdseg", iemocap.BAD_WORDS),
-    Skipped(f"{ALIGNED}/{IMPRO}_M000.wdseg", iemocap.NO_WORDS),
-    Skipped(f"{ALIGNED}/{IMPRO}_M001.wdseg", iemocap.NO_SPOKEN_WORD),
-    Skipped(f"{ALIGNED}/{IMPRO}_M004.wdseg", iemocap.NO_WORDS),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:3", iemocap_tree.NO_AGREEMENT),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:8", iemocap_tree.OTHER_EMOTION),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:23", iemocap_tree.NO_TEXT),
+    Skipped(f"Session1/{LABELS}/{IMPRO}.txt:48", iemocap_tree.NO_TEXT),
+    Skipped(f"Session1/{TEXTS}/{IMPRO}.txt:4", iemocap_tree.ONLY_MARKS),
+    Skipped(f"{ALIGNED}/{IMPRO}_F001.wdseg", iemocap_tree.BAD_WORDS),
+    Skipped(f"{ALIGNED}/{IMPRO}_M000.wdseg", iemocap_tree.NO_WORDS),
+    Skipped(f"{ALIGNED}/{IMPRO}_M001.wdseg", iemocap_tree.NO_SPOKEN_WORD),
+    Skipped(f"{ALIGNED}/{IMPRO}_M004.wdseg", iemocap_tree.NO_WORDS),
 ]
 
 
@@ -337,17 +338,17 @@ def test_the_report_counts_what_has_no_label_by_its_word(odd_tree, tmp_path):
     assert report["rows"] == 6
     assert report["labels"] == {"angry": 1, "fearful": 1, "happy": 1, "null": 2, "sad": 1}
     assert report["incomplete"] == {
-        iemocap.NO_AGREEMENT: 1,
-        iemocap.OTHER_EMOTION: 1,
-        iemocap.NO_TEXT: 2,
-        iemocap.ONLY_MARKS: 1,
-        iemocap.BAD_WORDS: 1,
-        iemocap.NO_WORDS: 2,
-        iemocap.NO_SPOKEN_WORD: 1,
+        iemocap_tree.NO_AGREEMENT: 1,
+        iemocap_tree.OTHER_EMOTION: 1,
+        iemocap_tree.NO_TEXT: 2,
+        iemocap_tree.ONLY_MARKS: 1,
+        iemocap_tree.BAD_WORDS: 1,
+        iemocap_tree.NO_WORDS: 2,
+        iemocap_tree.NO_SPOKEN_WORD: 1,
     }
     assert report["gaps"] == [item._asdict() for item in ODD_GAPS]
     assert report["skips"] == [item._asdict() for item in ODD_SKIPS]
-    assert report["skipped"][iemocap.NO_TURN_NAMED] == 1
+    assert report["skipped"][iemocap_tree.NO_TURN_NAMED] == 1
 
 
 def test_damage_is_warned_of_and_what_complete_copies_have_is_not(odd_tree, tmp_path, caplog):
@@ -484,7 +485,7 @@ def test_missing_and_broken_films_cost_the_video_alone(filmed, tmp_path, caplog)
     assert builder.as_dataset(split="train").num_rows == 8
     assert clips_of(builder) == {}
     report = json.loads(Path(builder.cache_dir, "report.json").read_text())
-    assert report["incomplete"] == {iemocap.NO_VIDEO: 1, iemocap.BROKEN_VIDEO: 4}
+    assert report["incomplete"] == {iemocap_tree.NO_VIDEO: 1, iemocap.BROKEN_VIDEO: 4}
     assert any("Ses03M_script02_1.avi: not a readable media file" in message for message in caplog.messages)
 
 

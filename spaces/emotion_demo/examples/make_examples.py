@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import soundfile
 
-from mer_hf.data.controlled import NEUTRAL_RANGE, VOICES
+from mer_hf.data.controlled_speakers import NEUTRAL_RANGE, VOICES
 from mer_hf.data.drawn_faces import FACES, FRAME_RATE, draw_features, draw_portrait, face_colours
 from mer_hf.data.speech_synthesis import SAMPLE_RATE, SpeechSynthesizer, WordProsody, shape_voice
 
