@@ -5,10 +5,9 @@ convolutions, head) is trained as it stands: `front_end_states` is `FilterbankMo
 model gets its states as `audio_embeds`. A changed clip is
 
     stretched in time            Ko et al. 2015, "Audio augmentation for speech recognition", Interspeech
-    and along the mel axis       Jaitly and Hinton 2013, "Vocal Tract Length Perturbation (VTLP) improves speech
-                                 recognition", ICML workshop WDLASL
+    and along the mel axis,
+    masked in time and bands     see `spectral_augmentation`
     louder or quieter            a constant added to all log-mels
-    masked in time and bands     Park et al. 2019, SpecAugment, https://arxiv.org/abs/1904.08779
 
 The result is the same for the same seed on one thread of one kind of CPU.
 """
@@ -26,6 +25,7 @@ from ..models.front_ends import FilterbankModel, LogMel
 from ..models.layers import Standardizer, lengths_to_mask, zero_masked
 from ..models.modeling_learned_alignment import LearnedAlignmentForEmotionClassification
 from ..models.modeling_mer import MerPreTrainedModel
+from ..models.spectral_augmentation import mask_at_random, warp_bands
 from ..training import TrainingSettings, parameter_groups
 
 BATCH = 64
@@ -60,30 +60,8 @@ def change(clip: Tensor, changes: LogMelChanges, generator: torch.Generator) -> 
     time, mel = (2 * torch.rand(2, generator=generator) - 1).tolist()
     size = max(1, round(len(clip) * math.exp(changes.stretch * time)))
     clip = nn.functional.interpolate(clip.T[None], size=size, mode="linear")[0].T
-    last = clip.shape[1] - 1
-    place = (torch.arange(last + 1) * math.exp(changes.warp * mel)).clamp(max=last)
-    below = place.floor().long()
-    share = place - below
-    clip = clip[:, below] * (1 - share) + clip[:, (below + 1).clamp(max=last)] * share
+    clip = warp_bands(clip[None], torch.tensor([math.exp(changes.warp * mel)]))[0]
     return clip + changes.loudness * torch.randn((), generator=generator)
-
-
-def mask_at_random(frames: Tensor, lengths: Tensor, changes: LogMelChanges, generator: torch.Generator) -> Tensor:
-    """frames (batch, time, bands), normalised, lengths (batch,) -> the same with a stretch of bands and one of time
-    at 0 in each clip."""
-    batch, time, bands = frames.shape
-    kept = _outside(torch.full((batch,), bands), bands, torch.full((batch,), changes.bands), generator).unsqueeze(1)
-    heard = _outside(lengths, time, (lengths // 3).clamp(max=changes.frames), generator).unsqueeze(2)
-    return frames * (kept & heard)
-
-
-def _outside(sizes: Tensor, places: int, most: Tensor, generator: torch.Generator) -> Tensor:
-    """Which of `places` lie outside a stretch of at most `most` (batch,) within the first `sizes` (batch,)."""
-    draws = torch.rand(2, len(sizes), generator=generator)
-    width = (draws[0] * (most + 1)).long()
-    start = (draws[1] * (sizes - width + 1)).long()
-    place = torch.arange(places)
-    return (place < start.unsqueeze(-1)) | (place >= (start + width).unsqueeze(-1))
 
 
 def front_end_states(
@@ -101,7 +79,7 @@ def front_end_states(
     mask = lengths_to_mask(lengths, frames.shape[1])
     hidden = zero_masked(front_end.normalization(frames, mask), mask)
     if changes is not None:
-        hidden = mask_at_random(hidden, lengths, changes, generator)
+        hidden = mask_at_random(hidden, lengths, changes.bands, changes.frames, generator)
     hidden = hidden.transpose(1, 2)
     hidden = nn.functional.pad(hidden, (0, max(0, front_end.config.input_reach - hidden.shape[-1])))
     for index, convolution in enumerate(front_end.convolutions):

@@ -43,8 +43,27 @@ class FilterbankConfig(_FrameConfig):
     nonlinearity: bool = False  # released CME code has none; True puts a ReLU after each convolution but the last
     dropout: float = 0.0
 
+    # What training alone changes of a clip, at every look anew; none of it is in the released code.
+    warp: float = 0.0
+    """The mel axis is stretched by up to exp(warp) either way (vocal tract length perturbation); 0.08 is usual."""
+    loudness: float = 0.0
+    """Standard deviation of a constant added to all log-mels, natural logarithm of power: 0.7 = 3 dB."""
+    mask_bands: int = 0
+    """Neighbouring bands of the normalised frames that are set to 0, at most (SpecAugment)."""
+    mask_frames: int = 0
+    """Frames in a row that are set to 0, at most, and never more than a third of the clip (SpecAugment)."""
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name in ("warp", "loudness", "mask_bands", "mask_frames"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"{name} says how far a clip is changed at most, 0 or more; found {value}")
+        if self.normalization == "none" and (self.mask_bands or self.mask_frames):
+            raise ValueError(
+                "mask_bands and mask_frames put normalised frames at 0, their mean; give a normalization other than "
+                f"'none', found {self.normalization!r}"
+            )
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides):
             raise ValueError(
                 "conv_dims, conv_kernels and conv_strides need the same length, found "

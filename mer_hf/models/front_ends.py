@@ -22,6 +22,7 @@ from .configuration_front_ends import (
     WordTableConfig,
 )
 from .layers import Standardizer, lengths_to_mask, masked_max, masked_mean, zero_masked
+from .spectral_augmentation import mask_at_random, warp_bands
 
 WINDOW, HOP = 400, 160  # samples: 25 ms and 10 ms, both papers
 
@@ -203,6 +204,7 @@ class FilterbankModel(FrontEndPreTrainedModel):
     """input_values (batch, samples) -> last_hidden_state (batch, frames - 6, 128): Li et al. 2021, released code.
 
     A clip of one to six frames, on which the released code crashes, is extended by zero frames and gives one output.
+    In training clips are changed as far as the configuration says, with torch's own random numbers.
     """
 
     config_class = FilterbankConfig
@@ -231,13 +233,27 @@ class FilterbankModel(FrontEndPreTrainedModel):
         """speaker (batch, 2, bins): see `Standardizer.forward`."""
         samples = self._samples(input_values, attention_mask)
         frames = self.log_mel(self._at_least_one_frame(input_values))  # (batch, frames, bins)
-        mask = lengths_to_mask(frame_lengths(samples), frames.shape[1])
+        lengths = frame_lengths(samples)
+        mask = lengths_to_mask(lengths, frames.shape[1])
+        if self.training:
+            frames = self._another_voice(frames)
         hidden = zero_masked(self.normalization(frames, mask, speaker), mask).to(self.dtype)
+        if self.training and (self.config.mask_bands or self.config.mask_frames):
+            hidden = mask_at_random(hidden, lengths, self.config.mask_bands, self.config.mask_frames)
         hidden = hidden.transpose(1, 2)  # (batch, bins, frames)
         hidden = nn.functional.pad(hidden, (0, max(0, self.config.input_reach - hidden.shape[-1])))
         for index, convolution in enumerate(self.convolutions):
             hidden = convolution(self.activation(hidden) if index else hidden)
         return BaseModelOutput(last_hidden_state=self.dropout(hidden.transpose(1, 2)))
+
+    def _another_voice(self, frames: Tensor) -> Tensor:
+        """Log-mels (batch, frames, bins), each clip's warped along the mel axis and made louder or quieter."""
+        if self.config.warp:
+            factors = (self.config.warp * (2 * torch.rand(len(frames)) - 1)).exp()
+            frames = warp_bands(frames, factors.to(frames.device))
+        if self.config.loudness:
+            frames = frames + (self.config.loudness * torch.randn(len(frames), 1, 1)).to(frames.device)
+        return frames
 
 
 class SpectrogramModel(FrontEndPreTrainedModel):

@@ -241,6 +241,15 @@ class MultimodalEmotionRecognitionPipeline(Pipeline):
                 "model's tokenizer takes; give shorter clips",
                 stacklevel=2,
             )
+        end = None if audio is None else len(audio) / SAMPLING_RATE
+        late = [word for word in read if end is not None and word.get("start", 0.0) >= end]
+        if late:
+            warnings.warn(
+                f"{describe(clip)}: ends at {end:.2f} s and {len(late)} words begin later, {late[0]['word']!r} at "
+                f"{late[0]['start']:g} the first, so no sound belongs to them; word times are seconds from the clip's "
+                "start",
+                stacklevel=2,
+            )
         if audio is not None and is_silent(audio):
             warnings.warn(f"{describe(clip)}: the sound is silent, so what is made of it means nothing", stacklevel=2)
 

@@ -1,9 +1,11 @@
-"""What `SpeakerSwap` may change of a vector, by hand."""
+"""What `SpeakerSwap` may change of a vector and `SpeedChange` of a waveform, by hand."""
+
+import math
 
 import pytest
 import torch
 
-from mer_hf.data.augmentation import SpeakerSwap
+from mer_hf.data.augmentation import SpeakerSwap, SpeedChange
 
 VECTORS = {"a": [[0.0, 10.0], [2.0, 10.0]], "b": [[5.0, 30.0], [7.0, 50.0]]}
 SPEAKERS = ["a", "a", "b", "b"]
@@ -55,3 +57,38 @@ def test_modalities_move_apart_and_a_clip_without_one_stays_without():
 def test_every_example_needs_its_speaker():
     with pytest.raises(ValueError, match="1 examples and 2 speakers"):
         SpeakerSwap([{}], ["a", "b"])
+
+
+def tone(hertz=500.0, seconds=0.5):
+    return torch.sin(2 * math.pi * hertz * torch.arange(round(16_000 * seconds)) / 16_000)
+
+
+def test_a_faster_clip_is_shorter_and_higher_and_its_times_move_along():
+    torch.manual_seed(0)
+    example = {
+        "input_values": tone(),
+        "word_times": torch.tensor([[0.1, 0.2], [0.2, 0.45]]),
+        "vision_times": torch.tensor([0.0, 0.4]),
+        "label": 2,
+    }
+    dataset = SpeedChange([example], 0.2)
+    factors = []
+    for _ in range(200):
+        look = dataset[0]
+        factor = len(look["input_values"]) / 8000
+        factors.append(math.log(factor))
+        torch.testing.assert_close(look["word_times"], example["word_times"] * factor)
+        torch.testing.assert_close(look["vision_times"], example["vision_times"] * factor)
+        crossings = int((look["input_values"][:-1] * look["input_values"][1:] < 0).sum())
+        assert abs(crossings - 500) <= 2, "as many periods in fewer samples"
+        assert look["label"] == 2
+    assert -0.2 <= min(factors) < -0.18 and 0.18 < max(factors) <= 0.2
+    assert torch.equal(dataset.clean[0]["input_values"], tone()) and len(dataset) == 1
+
+
+def test_clips_without_sound_and_speeds_that_may_not_change_stay():
+    silent = {"vision_times": torch.tensor([0.5]), "label": 1}
+    assert SpeedChange([silent], 0.5)[0]["vision_times"].item() == 0.5
+    torch.testing.assert_close(SpeedChange([{"input_values": tone()}], 0.0)[0]["input_values"], tone())
+    with pytest.raises(ValueError, match="most says how far the speed may change"):
+        SpeedChange([], -0.1)

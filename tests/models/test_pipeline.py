@@ -306,7 +306,7 @@ def test_scores_do_not_depend_on_the_batch(pipes, model):
         {"text": "kids are talking by the door the kids are by"},
         clip(2, seconds=0.3, words=None, text=""),
         clip(3, words=WORDS[:3], video=frames(3)),
-        clip(4, seconds=0.5),
+        clip(4, seconds=0.7),
     ]
     if model == "group_norm":
         sources = [{key: value for key, value in source.items() if key != "video"} for source in sources]
@@ -328,7 +328,7 @@ def test_earlier_turns_change_later_ones_and_not_the_reverse(pipes):
     pipe = pipes["mman"]
     results = pipe(dialogue=TURNS)
     assert len(results) == 3
-    other_first = pipe(dialogue=[clip(4, seconds=0.4), *TURNS[1:]])
+    other_first = pipe(dialogue=[clip(4, seconds=0.6), *TURNS[1:]])
     assert not same(results[2], other_first[2], 1e-4)
     other_last = pipe(dialogue=[*TURNS[:2], {"text": "kids"}])
     assert same(results[0], other_last[0]) and same(results[1], other_last[1])
@@ -690,6 +690,10 @@ def test_what_is_given_and_cannot_count_is_said(pipes, folders):
     silence = np.zeros(RATE, np.float32)
     with pytest.warns(UserWarning, match="the sound is silent"):
         pipes["cme"](audio=(silence, RATE), recognize=False)
+    milliseconds = [{"word": "kids", "start": 0.1, "end": 0.3}, {"word": "door", "start": 300, "end": 450}]
+    with pytest.warns(UserWarning, match="ends at 0.50 s and 1 words begin later, 'door' at 300 the first"):
+        pipes["cme"](audio=(noise(0.5), RATE), words=milliseconds)
+    pipes["cme"](audio=(noise(0.5), RATE), words=[{"word": "kids", "start": 0.4, "end": 0.6}])  # begins in the clip
     config = LearnedAlignmentConfig(audio_config=SpectrogramConfig(hidden_size=4), hidden_size=4)
     listener = LearnedAlignmentForEmotionClassification(config)
     listener = MultimodalEmotionRecognitionPipeline(model=listener, processor=MerProcessor.default(), device="cpu")
