@@ -233,31 +233,22 @@ def group_rows(by: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[s
     return rows
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> bytes:
+def confusion_picture(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> bytes:
     """The confusion matrix as a PNG file: per cent of each true emotion's clips. Legible in black and white.
 
     Raises:
         ImportError: as `plots.check_plotting`.
     """
-    from .plots import check_plotting
+    from .plots import check_plotting, draw_confusion
 
     check_plotting()
     import io
 
-    import numpy as np
     from matplotlib.figure import Figure  # without pyplot, which keeps every figure
 
-    counts = np.array(confusion, dtype=float)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(1.5 + 0.6 * len(labels), 1.2 + 0.55 * len(labels)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-    for row, column in np.ndindex(*shares.shape):
-        shade = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="answered", ylabel="true", title="% of each true emotion")
+    draw_confusion(axes, confusion, labels, "% of each true emotion")
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120, format="png", metadata={"Software": None})  # the same bytes another time
     return picture.getvalue()

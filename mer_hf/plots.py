@@ -19,6 +19,19 @@ SIGNS = {True: {"color": "0.25"}, False: {"color": "white", "hatch": "/////"}}
 """How the bars of what speaks for a label and of what speaks against it are drawn."""
 
 
+def draw_confusion(axes: Any, confusion: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
+    """A confusion matrix on a matplotlib `Axes`: per cent of each true emotion's clips, row by row."""
+    counts = np.array(confusion, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for row, column in np.ndindex(*shares.shape):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="answered", ylabel="true", title=title)
+
+
 def plot_alignment(
     weights: np.ndarray,
     frame_times: np.ndarray,

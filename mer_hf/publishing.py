@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import ModelCard, RepoCard, constants
 
-from .card_results import draw_confusion
+from .card_results import confusion_picture
 from .cards import PICTURE, TERMS, measure, render_dataset_card, render_model_card
 from .checkpoint_files import as_json, checkpoint_files
 from .data.controlled import ControlledCorpus
@@ -84,7 +84,7 @@ def _card(
     card = render_model_card(folder, repo_id, results, model_name, license, datasets, picture)
     contents: dict[str, Path | bytes] = {f"results/{own.name}.json": as_json(own.published) for own in measured}
     if picture:
-        contents[PICTURE] = draw_confusion(measured[0].confusion, measured[0].labels)
+        contents[PICTURE] = confusion_picture(measured[0].confusion, measured[0].labels)
     return contents | {"README.md": str(card).encode()}
 
 

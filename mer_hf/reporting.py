@@ -166,22 +166,24 @@ def _place(record: Record) -> tuple[int, int]:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table: means over folds and seeds, 95 % intervals over clusters of the score that the
-    field compares on this protocol, and that score's deviation over seeds.
+    field compares on this protocol, and that score's deviation over seeds. Every model is held against the logistic
+    regressions or, where there are none, against the first model.
 
     ece is that of the calibrated probabilities; "wa chosen on test" stands there only where it was measured.
     """
     rows, metric = [], results["protocol"].get("metric", "wa")
+    references = [floor for floor in REGRESSIONS if floor in results["models"]] or list(results["models"])[:1]
     for name, model in results["models"].items():
         row = {"model": name} | {column: model["mean"][column] for column in SCORES}
         row[f"{metric}_95"] = _range(model["pooled"]["intervals"][metric])
         row["over seeds"] = model["seed_deviation"][metric]
         row["ece"] = model["calibration"]["after"]["ece"]
-        for floor in REGRESSIONS:
-            row[f"wa - {floor}"] = _gap(model["wa_minus"].get(floor))
+        for other in references:
+            row[f"wa - {other}"] = _gap(model["wa_minus"].get(other))
         if OPTIMISTIC in model:
             row[f"wa {OPTIMISTIC}"] = model[OPTIMISTIC]["mean"]["wa"]
         rows.append(row | {"parameters": model["parameters"], "cpu_s": model["cpu_seconds"]})
-    columns = ["model", *SCORES, f"{metric}_95", "over seeds", "ece", *(f"wa - {floor}" for floor in REGRESSIONS)]
+    columns = ["model", *SCORES, f"{metric}_95", "over seeds", "ece", *(f"wa - {other}" for other in references)]
     columns += [f"wa {OPTIMISTIC}", "parameters", "cpu_s"]
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     return format_table(rows, shown)
@@ -251,7 +253,7 @@ def plot_results(results: Mapping[str, Any], path: str | PathLike) -> None:
 
     Legible in black and white. Raises ImportError as `plots.check_plotting`.
     """
-    from .plots import check_plotting
+    from .plots import check_plotting, draw_confusion
 
     check_plotting()
     from matplotlib.figure import Figure  # without pyplot, which keeps every figure
@@ -268,15 +270,8 @@ def plot_results(results: Mapping[str, Any], path: str | PathLike) -> None:
     bars.barh(names, wa, xerr=reach, color="0.8", edgecolor="black", capsize=3)
     bars.set(xlim=(0, 1), xlabel="WA, 95 % interval", title=results["protocol"]["split"])
     best = max(models, key=lambda name: validation_score(models[name]))
-    counts = np.array(models[best]["pooled"]["confusion"], dtype=float)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    matrix.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-    for row, column in np.ndindex(*shares.shape):
-        shade = "white" if shares[row, column] > 0.5 else "black"
-        matrix.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
-    matrix.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    matrix.set_yticks(range(len(labels)), labels)
-    matrix.set(title=f"{best}: % of each true emotion", xlabel="answered", ylabel="true")
+    title = f"{best}: % of each true emotion"
+    draw_confusion(matrix, models[best]["pooled"]["confusion"], labels, title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
