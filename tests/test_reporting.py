@@ -109,6 +109,16 @@ def test_pairs_are_of_the_same_clips(results, records):
     assert results["models"]["poor"]["wa_minus"]["good"]["estimate"] == pytest.approx(-expected["estimate"])
 
 
+def test_the_table_holds_models_against_regressions_or_the_first(corpus, records, results):
+    lines = results_table(results).splitlines()
+    assert "wa - good" in lines[0] and "wa - poor" not in lines[0]
+    gap = results["models"]["poor"]["wa_minus"]["good"]
+    assert f"{gap['estimate']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})" in lines[3]
+    floor = [make_record(corpus, "lr_audio", seed, fold, 0.7) for seed in (0, 1, 2) for fold in (1, 2)]
+    header = results_table(summarize(corpus, corpus.splits, records + floor)).splitlines()[0]
+    assert "wa - lr_audio" in header and "wa - good" not in header and "wa - lr_both" not in header
+
+
 def test_models_that_ran_elsewhere_are_not_compared(corpus, records):
     shorter = [r for r in records if r["origin"]["model"] == "good" or r["origin"]["seed"] == 0]
     assert summarize(corpus, corpus.splits, shorter)["models"]["good"]["wa_minus"] == {}
