@@ -4,8 +4,8 @@ A recipe turns a corpus, one of its splits and a seed into a `Plan`. What a plan
 (the vocabulary, the standardizers) comes from the training side of the split alone. Beside each number stands its
 source: "paper" or what the paper has instead; "validation" = chosen among others by validation scores on RAVDESS's
 EmoBox folds; "cost" = smaller than the paper's to train on a CPU; "untuned" = set once. No choice was made by a test
-score; MMAN's recipe was revised twice, by validation scores, after its test folds had been read (WA 68.2 and 68.5
-before). Every clip is on the validation side of one fold, so a recipe that is common to all folds has seen, in this
+score; by validation scores, MMAN's recipe was revised twice after its test folds had been read (WA 68.2 and 68.5
+before) and that of `audio_frames` once (46.7 before). Every clip is on the validation side of one fold, so a recipe that is common to all folds has seen, in this
 weak sense, every test clip; nothing of a fold's own training or epochs has.
 
 The papers' own front ends are small and trained from scratch, so every recipe runs on a CPU.
@@ -37,7 +37,7 @@ from . import (
     word_tokenizer,
 )
 from .corpora import Corpus, audio_vector_config
-from .data.augmentation import SpeakerSwap
+from .data.augmentation import SpeakerSwap, SpeedChange
 from .data.collator import ClipDataset, ExampleDataset
 from .data.protocols import SIDES, FoldSplit
 from .logistic import choose_regression, standardized
@@ -288,34 +288,45 @@ def mman(corpus: Corpus, split: FoldSplit, seed: int, network: str = "mman", onl
 
 
 def audio_frames(corpus: Corpus, split: FoldSplit, seed: int) -> Plan:
-    """Learned alignment's speech encoder alone: a BiLSTM over filterbank frames between the silent ends of a clip."""
+    """Learned alignment's speech encoder alone: a BiLSTM over filterbank frames between the silent ends of a clip.
+
+    Training hears every clip faster or slower, by a longer or shorter vocal tract, louder or quieter and with gaps:
+    see `SpeedChange` and `FilterbankConfig`.
+    """
     set_seed(seed)
     config = LearnedAlignmentConfig(
         audio_config=FilterbankConfig(
-            normalization="global",  # CME's paper: none; validation
+            normalization="global+utterance",  # CME's paper: none; validation, of the default checkpoint's voice
             conv_dims=(64, 64),  # CME's paper: 64, 128, 128; cost
             conv_kernels=(5, 3),  # CME's paper: 5, 2, 2; untuned
             conv_strides=(3, 2),  # CME's paper: 1; cost
             nonlinearity=True,  # CME's paper: none; untuned
+            warp=0.08,  # this and the next three as in the default checkpoint's voice; validation: 51.1 with all
+            # changes and 50 epochs on three folds, 44.0 with none and 24
+            loudness=0.7,
+            mask_bands=6,
+            mask_frames=20,
         ),
         alignment="none",  # there are no words to align
         hidden_size=64,  # paper: 100; validation, as good as 96
-        dropout=0.5,  # paper
+        dropout=0.3,  # paper: 0.5; untuned
         label_smoothing=0.1,  # paper: 0; untuned
         id2label=dict(enumerate(corpus.labels)),
         label2id=corpus.label2id,
     )
     settings = TrainingSettings(
-        epochs=24,  # paper: 150; untuned
+        epochs=50,  # paper: 150; untuned
         batch_size=32,  # paper: 64; untuned
-        learning_rate=3e-3,  # paper: 1e-3; validation
-        weight_decay=0.3,  # paper: 0; untuned
+        learning_rate=2e-3,  # paper: 1e-3; untuned
+        weight_decay=0.05,  # paper: 0; untuned
         keep="last",  # as mman
         seed=seed,
     )
     processor = MerProcessor.default(trim_db=30.0)  # validation: 51.5 on two folds, untrimmed 45.0
-    datasets = clip_datasets(corpus, split, processor, ("audio",))
-    return Plan(LearnedAlignmentForEmotionClassification(config), processor, *datasets, settings)
+    train, validation, test = clip_datasets(corpus, split, processor, ("audio",))
+    model = LearnedAlignmentForEmotionClassification(config)
+    moved = SpeedChange(train, 0.1)  # validation: 51.1, 49.9 with 0.2
+    return Plan(model, processor, moved, validation, test, settings, train)
 
 
 LOG_MEL_LEVELS = (*range(40), *range(160, 200))
