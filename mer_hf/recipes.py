@@ -5,8 +5,9 @@ A recipe turns a corpus, one of its splits and a seed into a `Plan`. What a plan
 source: "paper" or what the paper has instead; "validation" = chosen among others by validation scores on RAVDESS's
 EmoBox folds; "cost" = smaller than the paper's to train on a CPU; "untuned" = set once. No choice was made by a test
 score; by validation scores, MMAN's recipe was revised twice after its test folds had been read (WA 68.2 and 68.5
-before) and that of `audio_frames` once (46.7 before). Every clip is on the validation side of one fold, so a recipe that is common to all folds has seen, in this
-weak sense, every test clip; nothing of a fold's own training or epochs has.
+before) and that of `audio_frames` once (46.7 before). Every clip is on the validation side of one fold, so a recipe
+that is common to all folds has seen, in this weak sense, every test clip; nothing of a fold's own training or epochs
+has.
 
 The papers' own front ends are small and trained from scratch, so every recipe runs on a CPU.
 """
