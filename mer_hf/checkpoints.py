@@ -14,6 +14,7 @@ from .data.collator import ClipDataset, DialogueDataset
 from .data.protocols import FoldSplit
 from .evaluation import evaluation_report
 from .experiment import TRAINED_ON, chosen_splits, logits_by_row, trained_on
+from .recipes import only_timed_words
 
 
 def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None = None) -> dict[str, Any]:
@@ -32,8 +33,9 @@ def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None 
     if getattr(network, "untrained_keys", ()):
         raise ValueError(f"model: {model} lacks {len(network.untrained_keys)} weights; fine-tune it first")
     processor = AutoProcessor.from_pretrained(model)
-    rows = [corpus.by_id[i] for i in split.test]
     config = network.config
+    prepare = only_timed_words if _needs_word_times(config) else dict  # as such a model is trained
+    rows = [prepare(corpus.by_id[i]) for i in split.test]
     raw = tuple(modality for modality in config.modalities if config.reads_raw(modality))
     extras = vision_extras(corpus, config.vision_embed_dim)
 
@@ -44,10 +46,11 @@ def evaluate_checkpoint(corpus: Corpus, model: str | PathLike, fold: int | None 
     if config.uses_context:
         clips = DialogueDataset(clips, [row["dialogue_id"] for row in rows], [row["turn"] for row in rows])
     logits = logits_by_row(network, clips)
-    labels = np.array([corpus.label2id[row["label"]] for row in rows])
+    labels = np.array([config.label2id[row["label"]] for row in rows])
     groups = np.array([row[corpus.cluster] for row in rows])
     return {
         "model": str(model),
+        "corpus": corpus.name,
         "split": split.name,
         "fold": split.fold,
         "sha256": split.sha256,
@@ -74,6 +77,14 @@ def _own_split(corpus: Corpus, model: str | PathLike, fold: int | None) -> FoldS
             "been trained on these test clips"
         )
     return split
+
+
+def _needs_word_times(config: Any) -> bool:
+    """Whether the model, or a branch of it, must know of words beside frames when they are said."""
+    branches = getattr(config, "branches", None)
+    if branches is not None:
+        return any(_needs_word_times(branch) for branch in branches)
+    return config.uses_word_times and "text" in config.modalities and len(config.modalities) > 1
 
 
 def vision_extras(corpus: Corpus, width: int | None) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--channel", choices=["speech", "song", "both"], help="RAVDESS: which of it")
     parser.add_argument("--face_scores", type=Path, help="RAVDESS: Parquet file of emotion scores of the face frames")
-    parser.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="folder: your names of the columns")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="NAME=COLUMN", help="folder: your names of the columns; NAME= drops one"
+    )
+    parser.add_argument("--encoding", help="folder: of the manifest's text, default utf-8; Excel on Windows: cp1252")
     parser.add_argument("--labels", nargs="+", metavar="WORD=EMOTION", help="folder: your words for emotions")
     parser.add_argument("--speaker_from", metavar="REGEX", help="folder: its first group in a path is the speaker")
     parser.add_argument("--ctc_model", help="place words with this CTC checkpoint instead of PocketSphinx")
@@ -67,7 +70,7 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, help="results, and a checkpoint a model; go on here after a kill")
     parser.add_argument("--models", type=_names, help=f"comma-separated: {MODELS} (every logistic regression)")
     parser.add_argument("--test_folds", type=int, nargs="+", help="only these folds, counted from 1; default all")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=int, help="how many seeds, from 0; default 1")
     parser.add_argument("--epochs", type=int, help="instead of the recipes' own, for a try")
     parser.add_argument("--save_fold", type=int, help="fold whose checkpoint is kept; default the last")
 
@@ -76,9 +79,13 @@ def _names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _pairs(values: Sequence[str] | None, option: str) -> dict[str, str] | None:
+def _pairs(values: Sequence[str] | None, option: str, may_be_empty: bool = False) -> dict[str, str] | None:
     pairs = [value.partition("=") for value in values or ()]
-    wrong = [value for value, (name, _, meant) in zip(values or (), pairs, strict=True) if not name or not meant]
+    wrong = [
+        value
+        for value, (name, equals, meant) in zip(values or (), pairs, strict=True)
+        if not name or not equals or not (meant or may_be_empty)
+    ]
     if wrong:
         raise ValueError(f"{option} {wrong[0]}: write it as NAME=VALUE")
     return {name: meant for name, _, meant in pairs} if values else None
@@ -93,12 +100,15 @@ def _load_corpus(options: argparse.Namespace, beside: Path) -> Any:
 
     given = {
         "channel": options.channel,
-        "columns": _pairs(options.columns, "--columns"),
+        "columns": _pairs(options.columns, "--columns", may_be_empty=True),
         "labels": _pairs(options.labels, "--labels"),
         "speaker_from": options.speaker_from,
+        "encoding": options.encoding,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    allowed = {"ravdess": {"channel"}, "folder": {"columns", "labels", "speaker_from"}}.get(options.corpus, set())
+    allowed = {"ravdess": {"channel"}, "folder": {"columns", "labels", "speaker_from", "encoding"}}.get(
+        options.corpus, set()
+    )
     stray = sorted(set(given) - allowed)
     if stray:
         raise ValueError(f"--{stray[0]} is not an option of --corpus {options.corpus}")
@@ -147,7 +157,7 @@ def train(options: argparse.Namespace) -> None:
         corpus,
         options.models or [*usual, "lr"],
         options.output_dir,
-        seeds=range(options.seeds),
+        seeds=range(_seeds(options)),
         folds=options.test_folds,
         epochs=options.epochs,
         save_fold=options.save_fold,
@@ -164,14 +174,11 @@ def evaluate(options: argparse.Namespace) -> None:
         _enrol(options)
         return
     if options.model is None:
+        _refuse(options, ("fold", "output"), "of a saved --model alone; see --test_folds and --output_dir")
         train(options)
         return
-    training = ("models", "test_folds", "epochs", "save_fold", "output_dir")
-    given = [f"--{name}" for name in training if getattr(options, name) is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)}: of no use to --model, which is tested as it is; see --fold and --output"
-        )
+    training = ("models", "test_folds", "epochs", "save_fold", "output_dir", "seeds", "paper")
+    _refuse(options, training, "of no use to --model, which is tested as it is; see --fold and --output")
     check_folder(options.model)
     corpus = _load_corpus(options, options.output.parent if options.output else Path("runs"))
     from .checkpoints import evaluate_checkpoint
@@ -185,9 +192,24 @@ def evaluate(options: argparse.Namespace) -> None:
     print(text)
 
 
+def _seeds(options: argparse.Namespace) -> int:
+    return 1 if options.seeds is None else options.seeds
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise ValueError where one of these options is given: what has no effect is not dropped in silence."""
+    given = [f"--{name}" for name in names if getattr(options, name, None) is not None]
+    if "paper" in (options.protocol or ()) and "paper" in names:
+        given.append("--protocol paper")
+    if given:
+        raise ValueError(f"{', '.join(given)}: {why}")
+
+
 def _enrol(options: argparse.Namespace) -> None:
     if options.output_dir is None or options.model is not None:
         raise ValueError("--enrol trains models of its own: give --output_dir, and no --model")
+    useless = ("test_folds", "epochs", "save_fold", "fold", "output", "paper")
+    _refuse(options, useless, "of no use to --enrol, which runs all folds by the recipes and keeps no model")
     corpus = _load_corpus(options, options.output_dir)
     from .enrolment_rows import MODELS as ENROLLABLE
     from .enrolment_rows import enrolment_rows, results_table
@@ -196,7 +218,7 @@ def _enrol(options: argparse.Namespace) -> None:
         corpus,
         options.output_dir,
         options.models or ENROLLABLE,
-        range(options.seeds),
+        range(_seeds(options)),
         options.enrol,
         progress=lambda line: print(line, flush=True),
     )

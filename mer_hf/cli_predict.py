@@ -70,12 +70,10 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Callable[..., Any]:
+    from . import TASK, load_default, pipeline  # by the package's public names: that registers its classes
+
     if options.model is None:
-        from .default_model import load_default
-
         return load_default(device=options.device)
-    from . import TASK, pipeline
-
     check_folder(options.model)
     remote = {"trust_remote_code": True} if options.trust_remote_code else {}
     with readable_weights(options.model):

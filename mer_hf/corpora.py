@@ -201,7 +201,7 @@ def load_corpus(
     present = {row["label"] for row in rows}
     notes = {
         "clips": len(rows),
-        "speakers": len({row["speaker"] for row in rows}),
+        "speakers": len({row["speaker"] for row in rows} - {None}),
         "skipped": found.skip_counts,
         "left_out_by_label": left_out,
         "clips_without_word_times": unaligned,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from .data.feature_keys import backbone_hash, sha256_of
 from .data.hub_rows import CLIP_FIELDS, fetch_media
 from .data.length_grouping import LengthBatchSampler, row_seconds
-from .data.whole_files import write_whole
+from .data.whole_files import check_same_run, write_whole
 
 RUN = "run.json"
 """Beside the shards: what they were made with."""
@@ -102,7 +102,7 @@ def predict_corpus(
         "dialogues": by_dialogue,
         "recognize": recognize,
     }
-    _check_run(output_dir / RUN, json.loads(json.dumps(made_with)))
+    check_same_run(output_dir / RUN, made_with)
     seen, shards, computed = 0, 0, []
     for shard, units in enumerate(_shards(_units(rows, by_dialogue), shard_rows)):
         seen, shards = seen + sum(map(len, units)), shard + 1
@@ -135,18 +135,6 @@ def load_predictions(output_dir: str | PathLike) -> pa.Table:
     if table["row"].to_pylist() != list(range(whole["rows"])):
         raise ValueError(f"output_dir {str(output_dir)!r} holds {len(table)} rows for {whole['rows']} of the source")
     return table
-
-
-def _check_run(file: Path, made_with: Mapping[str, Any]) -> None:
-    if not file.is_file():
-        write_whole(file, lambda unfinished: unfinished.write_text(json.dumps(made_with, indent=1) + "\n"))
-    known = json.loads(file.read_text(encoding="utf-8"))
-    differing = sorted(name for name in made_with if known.get(name) != made_with[name])
-    if differing:
-        raise ValueError(
-            f"output_dir: {file.parent} was made with another {', '.join(differing)} ({file.name} tells); name "
-            "another folder, or delete this one"
-        )
 
 
 def _units(rows: Iterable[Row], by_dialogue: bool) -> Iterator[Unit]:

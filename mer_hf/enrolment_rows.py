@@ -132,7 +132,7 @@ def _train(corpus: Corpus, job: Job, directory: Path) -> Trained:
     if not enrolled and name == "mman":
         fit(plan.model, plan.train, plan.validation, plan.settings, directory, plan.statistics)
         return Trained(_network_answer(plan.model), plan.model)
-    plan.model.fit_standardizers(lambda: batches(plan.statistics, 64))
+    plan.model.fit_standardizers(lambda: batches(plan.statistics, 64, plan.model))
     speakers = {side: [str(corpus.by_id[i]["speaker"]) for i in split.sides[side]] for side in ("train", "validation")}
     clean, validation = plan.statistics.examples, plan.validation.examples
     if name == "lr_both":
@@ -237,18 +237,23 @@ def _row(own: Sequence[Mapping], plain: Sequence[Mapping], row: str, labels: int
     answers = np.concatenate([record["predictions"][row] for record in own])
     truth = np.concatenate([record["labels"] for record in own])
     before = np.concatenate([_hits(record)["plain"] for record in plain])
+    one_speaker = len(set(speakers)) < 2  # then there is nothing to resample
     return {
         "clips": len(truth),
         **{name: value for name, value in emotion_metrics(truth, answers, labels).items() if name in SCORES},
-        "wa_gained": paired_difference(truth == answers, before, speakers)._asdict(),
+        "wa_gained": None if one_speaker else paired_difference(truth == answers, before, speakers)._asdict(),
     }
+
+
+def _gained(gap: Mapping[str, float] | None) -> str | None:
+    return None if gap is None else "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**gap)
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """A Markdown table: a line a model and row."""
     rows = [
         {"model": name, "enrolled from": row, "clips": scores["clips"], "wa": scores["wa"], "ua": scores["ua"]}
-        | {"wa gained over plain": "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**scores["wa_gained"])}
+        | {"wa gained over plain": _gained(scores["wa_gained"])}
         for name, model in results["models"].items()
         for row, scores in model.items()
     ]

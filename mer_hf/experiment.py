@@ -108,11 +108,12 @@ def run_experiment(
 
     Raises:
         ValueError: an unknown model, seed-less or model-less call, a fold that the corpus does not have, or a job's
-            file that was made from other data, another recipe or other settings.
+            file that was made from other data, another recipe or other settings; a checkpoint that is to be kept, or
+            fused, of a fold whose training is done and whose checkpoint was not kept.
     """
     names = expand_models(corpus, models)
     splits = chosen_splits(corpus, folds)
-    save_fold = splits[-1].fold if save_fold is None else save_fold
+    asked, save_fold = save_fold is not None, splits[-1].fold if save_fold is None else save_fold
     if not seeds or save_fold not in [split.fold for split in splits]:
         raise ValueError(f"seeds {list(seeds)} and save_fold {save_fold}: give a seed, and a fold that is run")
     output_dir, state = Path(output_dir), process_state()
@@ -124,6 +125,8 @@ def run_experiment(
         kept = job.honest and (job.split.fold, job.seed) == (save_fold, seeds[0])
         keep = output_dir / job.model if kept else None
         record, done_before = run_job(corpus, job, output_dir, epochs, keep, floors=floors)
+        if done_before and asked and keep is not None and job.model not in floors:
+            _check_kept(keep, trained_on(corpus, job.split))
         records.append(record)
         if state.is_main_process:
             wa, ua = record["scores"]["wa"], record["scores"]["ua"]
@@ -227,10 +230,11 @@ def run_job(
     }
     if state.is_main_process:
         if keep is not None and job.model not in floors:
-            model, processor = _fused(job, output_dir, record) if plan is None else (plan.model, plan.processor)
+            own = trained_on(corpus, job.split)
+            model, processor = _fused(output_dir, record, own) if plan is None else (plan.model, plan.processor)
             model.config.calibration_temperature = record["temperature"]
             save_checkpoint(model, processor, keep)
-            write_json(keep / TRAINED_ON, trained_on(corpus, job.split))
+            write_json(keep / TRAINED_ON, own)
         write_json(file, record)
     state.wait_for_everyone()
     return record, False
@@ -323,10 +327,24 @@ def fuse_records(records: Sequence[Mapping[str, Any]], independent: bool = False
     return validation, test
 
 
-def _fused(job: Job, output_dir: Path, record: dict[str, Any]) -> tuple[MerPreTrainedModel, MerProcessor]:
+def _check_kept(folder: Path, trained: Mapping[str, Any]) -> None:
+    """Raise ValueError for a checkpoint that is not there, or was kept for another fold."""
+    file = folder / TRAINED_ON
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if known != trained:
+        found = f"is of fold {known.get('fold')} of {known.get('protocol')}" if known else "is not there"
+        raise ValueError(
+            f"save_fold: the checkpoint of fold {trained['fold']} of {trained['protocol']} is asked for, but that in "
+            f"{folder} {found}, and what is trained already is not trained again; name another output_dir"
+        )
+
+
+def _fused(output_dir: Path, record: dict[str, Any], trained: Mapping[str, Any]) -> tuple[Any, MerProcessor]:
     """The late fusion of the branches' checkpoints, which were kept before it, with the tokenizer of the one that
-    reads words, and silence trimmed as for the one that wants it."""
+    reads words, and silence trimmed as for the one that wants it. trained: what all were trained on."""
     folders = {name: output_dir / name for name in record["chosen"]["branches"]}
+    for folder in folders.values():
+        _check_kept(folder, trained)
     model = LateFusionForEmotionClassification.from_branches(folders)
     processors = {name: AutoProcessor.from_pretrained(folder) for name, folder in folders.items()}
     words = [name for name, branch in model.branches.items() if "text" in branch.config.modalities]

@@ -97,7 +97,7 @@ def explain(
     """
     if isinstance(clip, list):
         raise ValueError('clip is a list; explain one at a time, or the turns of a dialogue as {"dialogue": [...]}')
-    labels = list(classify.model.config.label2id)
+    labels = list(classify.model.config.id2label.values())
     if label is not None and label not in labels:
         raise ValueError(f"label is {label!r}; this model has {', '.join(labels)}")
     # The base class merges what the pipeline was made with and what this call gives in the same way.
@@ -233,8 +233,9 @@ class _Turn:
     def values(self, outputs: Sequence[Mapping[str, Any]], label: str) -> list[float]:
         """The label's centred, calibrated logit in this turn of each output."""
         config = self.classify.model.config
+        place = next(index for index, name in config.id2label.items() if name == label)
         logits = [output["outputs"][self.index]["logits"].double() for output in outputs]
-        return [float(row[config.label2id[label]] - row.mean()) / config.calibration_temperature for row in logits]
+        return [float(row[place] - row.mean()) / config.calibration_temperature for row in logits]
 
 
 class _Backbones:

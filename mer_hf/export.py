@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .models.backbones import picture_vector
 from .onnx_model import ONNX_FILE, OnnxModel, graph_inputs
 from .precision import autocast_bfloat16, quantize_int8
 
@@ -143,8 +144,7 @@ def _run_backbone(
     backbone = getattr(model, f"{modality}_model")
     if modality == "vision":
         states = backbone(pixel_values=values.flatten(0, 1)).last_hidden_state  # (frames, patches, d) or a map
-        states = states.mean(dim=(-2, -1)) if states.dim() == 4 else states[:, 0]
-        return states.unsqueeze(0), mask
+        return picture_vector(backbone, states).unsqueeze(0), mask
     states = backbone(values).last_hidden_state
     if modality == "audio":
         return states, mask[:, :1].expand(-1, states.shape[1])

@@ -149,10 +149,13 @@ def _scores(corpus: Corpus, own: Mapping[str, NDArray], chosen: NDArray) -> dict
 
 
 def _difference(records: Sequence[Record], others: Sequence[Record]) -> dict[str, float] | None:
-    """WA minus the other model's on the same clips with the same seeds; None for itself, or where they differ."""
+    """WA minus the other model's on the same clips with the same seeds; None for itself, where they differ, and where
+    one speaker is all there is."""
     if others is records or [_place(record) for record in others] != [_place(record) for record in records]:
         return None
     own, theirs = pooled(records), pooled(others)
+    if len(set(own["groups"])) < 2:  # there is nothing to resample
+        return None
     correct = own["labels"] == own["predictions"], own["labels"] == theirs["predictions"]
     return paired_difference(*correct, own["groups"])._asdict()
 

@@ -37,10 +37,11 @@ def load_meld_text(data_dir: str | PathLike, encoder_dir: str | PathLike, cache_
     """
     chosen = PROTOCOLS["meld-official"]
     silent = {"audio": None, "video": None}
-    rows, splits, _ = chosen.apply([row | silent for row in scan(data_dir).rows if row["text"]])
-    labels = {side: {row["label"] for row in rows if row["split"] == side} for side in SIDES}
+    found = [row | silent for row in scan(data_dir).rows if row["text"]]
+    labels = {side: {row["label"] for row in found if row["split"] == side} for side in SIDES}
     if not labels["train"] >= labels["validation"] | labels["test"] or not all(labels.values()):
         raise ValueError(f"data_dir {str(data_dir)!r} must hold all three tables, and train every label of the others")
+    rows, splits, _ = chosen.apply(found)
     vectors, encoder = text_vectors(rows, encoder_dir, cache_dir)
     notes = {"clips": len(rows), "speakers": len({row["speaker"] for row in rows}), "encoder": encoder}
     extras = {row["id"]: {"text_embeds": vector[None]} for row, vector in zip(rows, vectors, strict=True)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from .data.collator import EmotionCollator, move_to
+from .data.collator import IGNORED_LABEL, EmotionCollator, move_to
 from .data.length_grouping import LengthBatchSampler, dataset_lengths
 from .evaluation import compute_metrics
 
@@ -118,9 +118,11 @@ class LengthGroupedTrainer(Trainer):
         grouped = LengthBatchSampler(lengths, args.train_batch_size, together=together, seed=args.seed)
         return self._loader(self.train_dataset, batch_sampler=grouped)
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Longest first. Metrics do not depend on the order, and processes that gather need batches of one size."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):  # one of several, by its name
+            dataset = self.eval_dataset[dataset]
         longest_first = dataset_lengths(dataset).reshape(len(dataset), -1).prod(axis=1).argsort()[::-1]
         return self._loader(dataset, batch_size=self.args.eval_batch_size, sampler=longest_first.tolist())
 
@@ -148,7 +150,7 @@ def make_trainer(
         args=settings.arguments(output_dir, **arguments),
         train_dataset=train_dataset,
         eval_dataset=validation_dataset,
-        data_collator=EmotionCollator(),
+        data_collator=EmotionCollator(model.config),
         compute_metrics=compute_metrics,
         callbacks=[EarlyStoppingCallback(settings.patience)] if settings.keep == "best" else [],
         optimizers=(torch.optim.AdamW(parameter_groups(model, settings)), None),
@@ -183,7 +185,7 @@ def fit(
     device = settings.arguments(output_dir, **arguments).device
     model.to(device)
     seen = train_dataset if statistics_dataset is None else statistics_dataset
-    model.fit_standardizers(lambda: batches(seen, settings.batch_size, device))
+    model.fit_standardizers(lambda: batches(seen, settings.batch_size, model))
     stages = [settings]
     if getattr(model.config, "network", None) == "mman" and not model.config.freeze_branches:
         stages.append(replace(settings, epochs=max(settings.epochs // 4, 1), weight_decay=0.0))
@@ -213,30 +215,32 @@ def fit(
     return {"stages": history}
 
 
-def batches(dataset: Dataset, batch_size: int, device: torch.device | str = "cpu") -> Iterator[dict[str, Any]]:
-    """Padded batches of a dataset in its order."""
-    yield from _padded(dataset, device, batch_size=batch_size)
+def batches(dataset: Dataset, batch_size: int, model: PreTrainedModel | None = None) -> Iterator[dict[str, Any]]:
+    """Padded batches of a dataset in its order, on the model's device."""
+    yield from _padded(dataset, model, batch_size=batch_size)
 
 
-def _padded(dataset: Dataset, device: torch.device | str, **order: Any) -> Iterator[dict[str, Any]]:
-    for batch in DataLoader(dataset, collate_fn=EmotionCollator(), **order):
-        yield move_to(batch, torch.device(device))
+def _padded(dataset: Dataset, model: PreTrainedModel | None, **order: Any) -> Iterator[dict[str, Any]]:
+    collator = EmotionCollator(None if model is None else model.config)
+    for batch in DataLoader(dataset, collate_fn=collator, **order):
+        yield batch if model is None else move_to(batch, model.device)
 
 
 @torch.inference_mode()
 def predict_logits(model: PreTrainedModel, dataset: Dataset, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (items, labels) and labels (items,) of the real turns or clips, in the dataset's order.
+    """Logits (items, labels) and labels (items,), -100 where there is none, of the real turns or clips, in the
+    dataset's order.
 
     Clips, or dialogues, of like length are run together.
     """
     model.eval()
     grouped = list(LengthBatchSampler(dataset_lengths(dataset), batch_size, shuffle=False))
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for indices, batch in zip(grouped, _padded(dataset, model.device, batch_sampler=grouped), strict=True):
-        labels = batch.pop("labels")
-        real = batch.get("turn_mask", torch.ones(len(labels), 1, dtype=torch.bool, device=labels.device))
+    for indices, batch in zip(grouped, _padded(dataset, model, batch_sampler=grouped), strict=True):
+        labels = batch.pop("labels", None)
+        real = batch.get("turn_mask", torch.ones(len(indices), 1, dtype=torch.bool, device=model.device))
         logits = model(**batch).logits.float().reshape(*real.shape, -1)
-        labels = labels.reshape(real.shape)
+        labels = torch.full(real.shape, IGNORED_LABEL) if labels is None else labels.reshape(real.shape)
         for row, index in enumerate(indices):
             found[index] = logits[row][real[row]].cpu(), labels[row][real[row]].cpu()
     sides = zip(*(found[index] for index in range(len(dataset))), strict=True)

@@ -105,7 +105,11 @@ def rows_of(options: argparse.Namespace) -> tuple[Iterable[dict[str, Any]], Any]
     own = {"columns": columns} if options.corpus == "folder" and columns else {}
     cache = options.cache_dir or options.output_dir / "cache"
     rows = read_rows(options.corpus, options.data_dir, cache, **own).rows
-    return [row for row in rows if options.split in (None, row["split"])], None
+    chosen = [row for row in rows if options.split in (None, row["split"])]
+    if not chosen:
+        splits = sorted({str(row["split"]) for row in rows})
+        raise ValueError(f"--split {options.split}: no row is of it; the rows have {', '.join(splits)}")
+    return chosen, None
 
 
 if __name__ == "__main__":

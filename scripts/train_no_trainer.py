@@ -40,13 +40,16 @@ from mer_hf.data.collator import EmotionCollator, move_to
 from mer_hf.data.features import take_head
 from mer_hf.data.length_grouping import LengthBatchSampler, dataset_lengths
 from mer_hf.data.protocols import FoldSplit
+from mer_hf.data.whole_files import check_same_run
 from mer_hf.evaluation import emotion_metrics, evaluation_report
-from mer_hf.experiment import TRAINED_ON, chosen_splits, trained_on
+from mer_hf.experiment import TRAINED_ON, Job, chosen_splits, describe, trained_on
 from mer_hf.hub import save_checkpoint
 from mer_hf.recipes import RECIPES, Plan
 from mer_hf.training import batches, parameter_groups
 
 CHECKPOINT = "checkpoint-{:08}"
+MADE_WITH = "made_with.json"
+"""Beside the checkpoints: the data, fold, recipe and settings that a run which goes on from them must share."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +70,10 @@ def train(options: argparse.Namespace) -> None:
     split = chosen_splits(corpus, [options.fold])[0]
     plan, whole = make_plan(options, corpus, split, accelerator)
     accumulation, every = options.gradient_accumulation_steps, options.checkpoint_steps
+    job = Job(options.model, options.seed, split)
+    made_with = describe(corpus, job, plan) | {"backbones": backbones_of(options)}
+    with accelerator.main_process_first():
+        check_same_run(options.output_dir / MADE_WITH, made_with)
     loop = Loop(plan, accelerator, options.output_dir, accumulation, every, options.batch_seconds)
     progress = loop.run()
     labels, predictions = loop.answers("test")
@@ -212,7 +219,7 @@ class Loop:
         )
         plan.model.to(accelerator.device)
         seen = plan.train if plan.statistics is None else plan.statistics
-        plan.model.fit_standardizers(lambda: batches(seen, settings.batch_size, accelerator.device))
+        plan.model.fit_standardizers(lambda: batches(seen, settings.batch_size, plan.model))
         optimizer = torch.optim.AdamW(parameter_groups(plan.model, settings))
         steps = sum(len(self.steps_of(epoch)) for epoch in range(settings.epochs))
         self.model, self.optimizer = accelerator.prepare(plan.model, optimizer)
@@ -304,9 +311,8 @@ class Loop:
         # Of the seeds of worker processes; without it the loader would draw one from the generator of dropout.
         seeds = torch.Generator().manual_seed(self.seed_of(self.accelerator.num_processes))
         workers = self.settings.num_workers
-        loader = DataLoader(
-            dataset, batch_sampler=own, collate_fn=EmotionCollator(), num_workers=workers, generator=seeds
-        )
+        collator = EmotionCollator(self.plan.model.config)
+        loader = DataLoader(dataset, batch_sampler=own, collate_fn=collator, num_workers=workers, generator=seeds)
         return map(partial(move_to, device=self.accelerator.device), loader)
 
     @torch.no_grad()  # not inference_mode: FSDP cannot train on parameters that it has gathered in that

@@ -160,3 +160,50 @@ def untimed(value):
     if isinstance(value, dict):
         return {name: untimed(v) for name, v in value.items() if name not in ("seconds", "cpu_seconds")}
     return [untimed(v) for v in value] if isinstance(value, list) else value
+
+
+def test_labels_go_by_name_not_by_place(run):
+    """A corpus whose labels are others, in another order, than those the model was trained with."""
+    corpus, folder, _ = run
+    rows = [row for row in corpus.rows if row["label"] == "sad"]
+    ids = {row["id"] for row in rows}
+    splits = [
+        FoldSplit("own", split.fold, *(tuple(i for i in side if i in ids) for side in split.sides.values()))
+        for split in corpus.splits
+    ]
+    report = evaluate_checkpoint(Corpus("other", rows, splits, ["sad"]), folder / "text", fold=1)
+    assert report["wa"] == 1.0 and report["support"] == {"happy": 0, "sad": 60} and report["corpus"] == "other"
+    other = [{**row, "label": "surprised"} for row in rows]
+    with pytest.raises(ValueError, match="surprised"):
+        evaluate_checkpoint(Corpus("other", other, splits, ["surprised"]), folder / "text", fold=1)
+
+
+def test_what_was_not_kept_is_neither_fused_nor_named_so(tmp_path):
+    corpus = tellable()
+    run_experiment(corpus, ["text"], tmp_path, folds=[1, 2], epochs=1, save_fold=2)
+    kept = (tmp_path / "text" / "model.safetensors").read_bytes()
+    for models in (["late_fusion"], ["text"]):
+        with pytest.raises(ValueError, match=r"of fold 1 of own is asked for, but that in .*text is of fold 2"):
+            run_experiment(corpus, models, tmp_path, folds=[1], epochs=1, save_fold=1)
+    assert not (tmp_path / "late_fusion").exists()
+    with pytest.raises(ValueError, match="name another output_dir"):  # fold 1 alone: it is the one to keep
+        run_experiment(corpus, ["late_fusion"], tmp_path, folds=[1], epochs=1)
+    run_experiment(corpus, ["late_fusion"], tmp_path, folds=[1, 2], epochs=1)
+    assert json.loads((tmp_path / "late_fusion" / "trained_on.json").read_text())["fold"] == 2
+    assert (tmp_path / "text" / "model.safetensors").read_bytes() == kept
+
+
+def test_one_tested_speaker_leaves_out_intervals_and_comparisons(tmp_path):
+    results = run_experiment(tellable(), ["majority", "text"], tmp_path, folds=[1], epochs=1)
+    assert results["models"]["text"]["wa_minus"] == {}
+    assert "| majority |" in (tmp_path / "results.md").read_text()
+
+
+def test_clips_without_words_are_answered_whoever_says_them(tmp_path):
+    """One speaker without a transcript: batches of theirs have nothing a model of words reads."""
+    corpus = tellable()
+    rows = [{**row, "text": None} if row["speaker"] == "s0" else row for row in corpus.rows]
+    corpus = Corpus("own", rows, corpus.splits, corpus.labels)
+    results = run_experiment(corpus, ["text"], tmp_path, folds=[1, 2, 4], epochs=2)
+    answers = record(tmp_path, "text-seed0-fold1")
+    assert len(set(answers["predictions"])) == 1 and results["models"]["text"]["mean"]["wa"] > 0.7

@@ -1,7 +1,9 @@
 """Every command as a shell calls it: what it prints, what it leaves, and one line for every mistake."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -373,3 +375,53 @@ def test_a_corpus_that_is_not_there(capsys, tmp_path):
     assert "nowhere" in one_line(capsys, "train", *command, "--output_dir", tmp_path / "run")
     command = ["--corpus", "controlled", "--data_dir", tmp_path, "--cache_dir", tmp_path]
     assert "no finished controlled corpus" in one_line(capsys, "evaluate", *command, "--model", "a/x", "--fold", "1")
+
+
+@pytest.mark.parametrize("model", ["default", "own"])
+def test_the_command_as_it_is_installed_predicts(folders, clips, model):
+    """`mer-hf` loads the package's names when they are asked for, unlike Python that imports it."""
+    command = [Path(sys.executable).with_name("mer-hf"), "predict", clips / "clip.wav", "--no-recognize", "--json"]
+    command += [] if model == "default" else ["--model", folders["cme"]]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["modalities"] == ["audio"]
+
+
+def test_options_that_would_have_no_effect_are_refused(capsys, folders, tmp_path):
+    data = ["--corpus", "controlled", "--data_dir", tmp_path]
+    model = ["evaluate", *data, "--model", folders["cme"]]
+    assert "--seeds: of no use to --model" in one_line(capsys, *model, "--seeds", "3")
+    assert "--protocol paper: of no use to --model" in one_line(capsys, *model, "--protocol", "paper")
+    train = ["evaluate", *data, "--output_dir", tmp_path / "run"]
+    assert "--fold, --output: of a saved --model alone" in one_line(
+        capsys, *train, "--fold", "1", "--output", "r.json"
+    )
+    enrol = [*train, "--enrol", "1"]
+    line = one_line(capsys, *enrol, "--test_folds", "1", "--epochs", "2", "--protocol", "paper")
+    assert "--test_folds, --epochs, --protocol paper: of no use to --enrol" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_in_another_encoding_with_a_column_too_many(capsys, tmp_path):
+    manifest = tmp_path / "clips.csv"
+    lines = ["text;emotion;speaker", *(f"na schön {n};happy;Ödön {n % 6}" for n in range(12))]
+    manifest.write_bytes("\n".join(lines).encode("cp1252"))
+    command = ["train", "--corpus", "folder", "--data_dir", manifest, "--models", "majority"]
+    command += ["--output_dir", tmp_path / "run", "--protocol", "speakers-5fold"]
+    assert "such as cp1252" in one_line(capsys, *command)
+    assert run(capsys, *command, "--encoding", "cp1252")[0] == 0
+    assert "speaker" in one_line(
+        capsys,
+        *command[:-4],
+        "--output_dir",
+        tmp_path / "two",
+        "--protocol",
+        "speakers-5fold",
+        "--encoding",
+        "cp1252",
+        "--columns",
+        "speaker=",
+    )
+    assert "--encoding is not an option of --corpus ravdess" in one_line(
+        capsys, "train", "--corpus", "ravdess", "--data_dir", tmp_path, "--output_dir", tmp_path, "--encoding", "x"
+    )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from rank_processes import run_here
 
 from mer_hf import (
     TASK,
@@ -258,3 +259,33 @@ def test_media_at_an_address_are_fetched(rows):
     assert fetch_media(there) == {"audio": {"path": "memory://far/clip.wav", "bytes": data}, "video": "/a/file.mp4"}
     gone = {"audio": {"path": "memory://far/gone.wav", "bytes": None}}
     assert fetch_media(gone) == gone
+
+
+def test_splits_of_a_folder_are_kept_apart(tmp_path):
+    names = ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "dev/part", "validation/part"]
+    for name in names:
+        file = tmp_path / f"{name}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": [name]}), file)
+
+    def texts(path, split=None):
+        return [row["text"] for row in stream_rows(str(path), split)]
+
+    assert texts(tmp_path, "train") == names[:2] and texts(tmp_path, "test") == names[2:3]
+    assert texts(tmp_path, "validation") == names[4:]
+    with pytest.raises(ValueError, match=r"split: .* has test, train, validation; name one"):
+        texts(tmp_path)
+    with pytest.raises(ValueError, match=r"no file of 'tset'.*found test, train, validation"):
+        texts(tmp_path, "tset")
+    assert texts(tmp_path / "train-00001-of-00002.parquet") == names[1:2]
+    assert texts(tmp_path / "dev") == names[3:4]
+    with pytest.raises(ValueError, match="files that name no split: leave split out"):
+        texts(tmp_path / "dev", "test")
+
+
+def test_a_split_that_no_row_has_is_refused(tmp_path, capsys):
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("text,emotion,speaker,split\nyes,happy,a,train\nno,sad,b,test\n")
+    command = ["--corpus", "folder", "--data_dir", manifest, "--split", "tset", "--output_dir", tmp_path / "out"]
+    assert run_here("predict_corpus", command) == 1
+    assert "--split tset: no row is of it; the rows have test, train" in capsys.readouterr().err

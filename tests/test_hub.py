@@ -52,7 +52,7 @@ TABLE = {"vocab_size": 8, "embedding_dim": 6}
 SHARED_CODE = {
     *("alignment.py", "backbones.py", "batching.py", "configuration_front_ends.py", "configuration_mer.py"),
     *("front_ends.py", "layers.py", "media.py", "media_files.py", "modeling_mer.py", "pipeline_mer.py"),
-    *("processing_mer.py", "speakers.py"),
+    *("processing_mer.py", "speakers.py", "spectral_augmentation.py"),
 }
 OTHER_FILES = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 

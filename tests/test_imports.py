@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "card_results": {"evaluation", "plots"},
     "cards": {"card_results", "models.configuration_mer", "models.pipeline_mer"},
     "logistic": {"models.layers"},  # clips values as its Standardizer does
-    "export": {"onnx_model", "precision"},
+    "export": {"onnx_model", "precision", "models.backbones"},  # how a picture becomes one vector
     "onnx_model": set(),
     "precision": set(),
     "corpus_prediction": {"data.feature_keys", "data.hub_rows", "data.length_grouping", "data.whole_files"},

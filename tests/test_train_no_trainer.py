@@ -234,3 +234,18 @@ def test_a_mistake_of_the_users_is_one_line(tmp_path, capsys):
     assert run_here("train_no_trainer", [*arguments, "--output_dir", tmp_path]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and "gone" in printed and "Traceback" not in printed
+
+
+def test_another_fold_does_not_go_on_from_this_ones_checkpoints(tmp_path, capsys):
+    manifest = tmp_path / "clips.csv"
+    lines = [f"{word},{label},s{s}" for s in range(6) for word, label in (("yes", "happy"), ("no", "sad")) * 3]
+    manifest.write_text("\n".join(["text,emotion,speaker", *lines]) + "\n")
+    command = ["--corpus", "folder", "--data_dir", manifest, "--model", "text", "--epochs", "1"]
+    command += ["--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache"]
+    assert run_here("train_no_trainer", [*command, "--fold", "1"]) == 0
+    model = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    for other, differing in ((["--fold", "2"], "fold, split_sha256"), (["--fold", "1", "--seed", "1"], "seed")):
+        assert run_here("train_no_trainer", [*command, *other]) == 1
+        assert f"was made with another {differing}" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == model
+    assert run_here("train_no_trainer", [*command, "--fold", "1"]) == 0, "the same goes on"

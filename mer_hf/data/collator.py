@@ -7,18 +7,27 @@ with `remove_unused_columns=False` in the arguments.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from ..models.batching import pad_dialogues, pad_examples
+from ..models.batching import FIELDS, IGNORED_LABEL, pad_dialogues, pad_examples  # noqa: F401
 
 MODALITIES = ("audio", "text", "vision")
+INPUTS = frozenset(name for name, field in FIELDS.items() if field.mask)
 
 
 class EmotionCollator:
-    """Pads examples of clips, or of whole dialogues, into one batch with masks and labels."""
+    """Pads examples of clips, or of whole dialogues, into one batch with masks and labels.
+
+    config: the model's. A batch in which no clip has anything then holds an empty sequence, so that the model answers
+    it as it does such a clip among others; None = the model refuses a batch of nothing.
+    """
+
+    def __init__(self, config: Any = None):
+        self.config = config
 
     def __call__(
         self, examples: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
@@ -27,7 +36,15 @@ class EmotionCollator:
         dialogues = [not isinstance(example, Mapping) for example in examples]
         if any(dialogues) != all(dialogues):
             raise ValueError("a batch holds either clips or dialogues; found both")
-        return pad_dialogues(examples) if all(dialogues) else pad_examples(examples)
+        batch = pad_dialogues(examples) if all(dialogues) else pad_examples(examples)
+        return batch | (self._nothing(batch, examples) if INPUTS.isdisjoint(batch) else {})
+
+    def _nothing(self, batch: Mapping[str, torch.Tensor], examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        rows = batch["turn_mask"].shape if "turn_mask" in batch else (len(examples),)
+        for modality in () if self.config is None else self.config.modalities:
+            with suppress(ValueError):  # a late fusion whose branches want different features
+                return {f"{modality}_embeds": torch.zeros(*rows, 0, self.config.width(modality))}
+        return {}
 
 
 class ClipDataset(Dataset):
@@ -77,8 +94,8 @@ class ClipDataset(Dataset):
         )
         words, text = (row["words"], row["text"]) if "text" in self.modalities else (None, None)
         example = self.processor.example(words=words, text=text, **decoded)
-        if self.label2id is not None and row["label"] is not None:
-            example["label"] = self.label2id[row["label"]]
+        if self.label2id is not None:
+            example["label"] = None if row["label"] is None else self.label2id[row["label"]]
         return example if self.transform is None else self.transform(row, example)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -68,10 +69,13 @@ def load_face_scores(path: str | os.PathLike) -> FaceScores:
     counted in `dropped`.
 
     Raises:
-        ValueError: for a file without one of the columns.
+        ValueError: for a file that is not Parquet, or without one of the columns.
     """
-    with pq.ParquetFile(path) as file:
-        table = file.read()
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"face_scores {str(path)!r} is no Parquet file: {error}") from error
     absent = [column for column in ("clip", "frame", *_FACE_COLUMNS) if column not in table.column_names]
     if absent:
         raise ValueError(f"face scores lack the column(s) {', '.join(absent)}; found {', '.join(table.column_names)}")

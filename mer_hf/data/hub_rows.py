@@ -4,13 +4,16 @@ for row in stream_rows("ann/clips", "train", revision=data_set_version("ann/clip
     row = fetch_media(row)
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from huggingface_hub import HfApi
+
+from .protocols import SIDES
 
 CLIP_FIELDS = ("audio", "video", "text", "words")
 """What of a row can be classified."""
@@ -57,12 +60,13 @@ def stream_rows(
     a class label that is a number is given its name. revision: of a Hub id, such as `data_set_version` gives.
 
     Raises:
-        ValueError: a column that is not there, no column to classify, a data set of several splits without `split`.
+        ValueError: a column that is not there, no column to classify, a data set of several splits without `split`,
+            a folder without files of the split.
     """
     import datasets
 
     if Path(path).exists():
-        files = [str(file) for file in parquet_files(path)]
+        files = [str(file) for file in _of_split(path, parquet_files(path), split)]
         loaded = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     else:
         loaded = datasets.load_dataset(path, config, split=split, streaming=True, revision=revision)
@@ -84,6 +88,33 @@ def stream_rows(
         if names is not None and values["label"] is not None:
             values["label"] = names[values["label"]] if values["label"] >= 0 else None
         yield values
+
+
+def _of_split(path: str, files: Sequence[Path], split: str | None) -> list[Path]:
+    """Those of the files that are of a split."""
+    splits = {file: _split_named(file, Path(path)) for file in files}
+    present = sorted({name for name in splits.values() if name is not None})
+    if split is None:
+        if len(present) > 1:
+            raise ValueError(f"split: {path} has {', '.join(present)}; name one of them")
+        return list(files)
+    chosen = [file for file, name in splits.items() if name == split]
+    if not chosen:
+        raise ValueError(
+            f"split: {path} has no file of {split!r}, such as {split}-00000-of-00001.parquet; found "
+            f"{', '.join(present) or 'files that name no split: leave split out'}"
+        )
+    return chosen
+
+
+def _split_named(file: Path, root: Path) -> str | None:
+    """The split that a Parquet file's name, or that of a folder on the way to it, tells: as `publish_dataset` writes
+    them, test-00000-of-00001.parquet, or test.parquet, or test/anything.parquet."""
+    numbered = re.fullmatch(r"(.+?)-\d+(-of-\d+)?", file.stem)
+    if numbered:
+        return numbered[1]
+    folders = () if root.is_file() else file.relative_to(root).parts[-2::-1]
+    return next((part for part in (file.stem, *folders) if part in SIDES), None)
 
 
 def fetch_media(row: Mapping[str, Any]) -> Mapping[str, Any]:

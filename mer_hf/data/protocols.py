@@ -143,7 +143,7 @@ def official_split(rows: Iterable[Mapping[str, Any]], name: str, unit: str) -> F
     rows: only id, split and the unit's column are read. unit: what the corpus keeps apart, such as "dialogue_id".
 
     Raises:
-        ValueError: for a row whose split is not one of SIDES, and as `check_split`.
+        ValueError: for a row whose split is not one of SIDES, a side without a row, and as `check_split`.
     """
     rows = [{column: row[column] for column in ("id", "split", unit)} for row in rows]
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
@@ -153,6 +153,12 @@ def official_split(rows: Iterable[Mapping[str, Any]], name: str, unit: str) -> F
         sides[row["split"]].append(row["id"])
     split = FoldSplit(name, 1, *(tuple(ids) for ids in sides.values()))
     check_split(split, rows, unit)
+    empty = [side for side, ids in sides.items() if not ids]
+    if empty:
+        raise ValueError(
+            f"{name}: no row's split is {' or '.join(empty)}; every fold needs {', '.join(SIDES)}, so give some rows "
+            "that split, or choose a protocol that divides speakers, such as speakers-5fold"
+        )
     return split
 
 

@@ -1,8 +1,8 @@
 """Raw input -> (embeds, mask), one function per modality, over any transformers AutoModel or our own front ends.
 
 A backbone runs only on the rows that have the modality, in groups of rows of like length; a row without it comes back
-as zeros with an all-False mask. Group-norm audio encoders (wav2vec2-base is one) give different states when a clip is
-padded, mask or no mask, so outside training they see groups of exactly equal length.
+as zeros with an all-False mask. Many encoders give other states when a row is padded, mask or no mask (wav2vec2-base
+does, by its group norm), so outside training only those that are known not to (`PADDED_ALIKE`) see padding.
 """
 
 import hashlib
@@ -17,6 +17,12 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from .front_ends import FRONT_ENDS
 from .layers import lengths_to_mask
 
+PADDED_ALIKE = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", "sew", "sew-d", *FRONT_ENDS)
+"""Audio encoders whose states of a clip do not depend on its padding, unless `_sees_padding` says otherwise."""
+CLASS_TOKENS = ("cls_token", "class_embedding")
+"""Names that a vision encoder's class token has among its parameters."""
+TEXT_SEES_PADDING = ("convbert", "fnet")
+"""Text encoders whose states do; those of attention and recurrence over masked tokens do not."""
 ROWS_AT_ONCE = 32
 """Rows a backbone sees in one call: bounds the memory of a long dialogue or many face frames."""
 
@@ -38,8 +44,10 @@ def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """
     # Front ends by name: of a checkpoint loaded with its own code, transformers imports configuration and model apart,
     # and AutoModel would not recognise the one's classes in the other.
-    make = FRONT_ENDS.get(config.model_type, AutoModel.from_config)
-    return without_pooler(make(config))
+    if config.model_type in FRONT_ENDS:
+        return FRONT_ENDS[config.model_type](config)
+    # In the precision that the whole model is made in, whatever a file says its weights once had.
+    return without_pooler(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
 
 
 def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
@@ -104,7 +112,7 @@ def encode_audio(
         raise ValueError("input_values_mask must have the real samples first, found padding before some")
     samples = mask.sum(dim=-1)
     frames = backbone._get_feat_extract_output_lengths(samples).clamp(min=0)
-    exact = getattr(backbone.config, "feat_extract_norm", None) == "group" and not backbone.training
+    exact = _sees_padding(backbone.config) and not backbone.training
     clean = input_values.masked_fill(~mask, 0.0)
 
     def run(rows: Tensor) -> Tensor:
@@ -117,6 +125,13 @@ def encode_audio(
         return backbone(values, attention_mask=padding.long(), **own).last_hidden_state
 
     return _run_rows(run, samples * (frames > 0), frames, exact)
+
+
+def _sees_padding(config: PreTrainedConfig) -> bool:
+    """Whether a clip's states depend on what it is padded with."""
+    group_norm = getattr(config, "feat_extract_norm", None) == "group"
+    batch_norm = getattr(config, "conv_pos_batch_norm", False)
+    return config.model_type not in PADDED_ALIKE or group_norm or batch_norm
 
 
 def _fewest_samples(backbone: PreTrainedModel) -> int:
@@ -146,7 +161,8 @@ def encode_text(
         size = int(lengths[rows].max())
         return backbone(input_ids=input_ids[rows, :size], attention_mask=mask[rows, :size].long()).last_hidden_state
 
-    embeds = _run_rows(run, lengths, lengths, exact=False).embeds
+    exact = backbone.config.model_type in TEXT_SEES_PADDING and not backbone.training
+    embeds = _run_rows(run, lengths, lengths, exact).embeds
     embeds = nn.functional.pad(embeds, (0, 0, 0, mask.shape[1] - embeds.shape[1]))
     if word_ids is None:
         return ModalitySequence(embeds, mask)
@@ -176,7 +192,7 @@ def pool_tokens(embeds: Tensor, mask: Tensor, word_ids: Tensor, num_words: int |
 def encode_vision(backbone: PreTrainedModel, pixel_values: Tensor, mask: Tensor | None) -> ModalitySequence:
     """pixel_values (batch, frames, c, h, w), mask (batch, frames) -> one vector a frame.
 
-    The class token of a ViT or DINOv2, the spatial mean of a ResNet's last map.
+    See `picture_vector`.
     """
     batch, frames = pixel_values.shape[:2]
     if mask is None:
@@ -184,15 +200,25 @@ def encode_vision(backbone: PreTrainedModel, pixel_values: Tensor, mask: Tensor 
     images = pixel_values.flatten(0, 1)
 
     def run(rows: Tensor) -> Tensor:
-        states = backbone(pixel_values=images[rows]).last_hidden_state
-        states = states.mean(dim=(-2, -1)) if states.dim() == 4 else states[:, 0]
-        return states.unsqueeze(1)
+        return picture_vector(backbone, backbone(pixel_values=images[rows]).last_hidden_state).unsqueeze(1)
 
     present = mask.flatten().long()
     if not present.any():
         return ModalitySequence(pixel_values.new_zeros(batch, frames, 0), mask)
     encoded = _run_rows(run, present, present, exact=False)
     return ModalitySequence(encoded.embeds.unflatten(0, (batch, frames)).squeeze(2), mask)
+
+
+def picture_vector(backbone: PreTrainedModel, states: Tensor) -> Tensor:
+    """last_hidden_state (pictures, patches, dim) or (pictures, dim, height, width) -> (pictures, dim).
+
+    The class token of a ViT or DINOv2; the mean of a ResNet's last map, and of the patches of what has no class token
+    (Swin, SigLIP).
+    """
+    if states.dim() == 4:
+        return states.mean(dim=(-2, -1))
+    names = (name.rpartition(".")[2] for name, _ in backbone.named_parameters())
+    return states[:, 0] if any(name in CLASS_TOKENS for name in names) else states.mean(dim=1)
 
 
 def _run_rows(run, lengths: Tensor, output_lengths: Tensor, exact: bool) -> ModalitySequence:

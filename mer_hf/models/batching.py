@@ -39,9 +39,10 @@ IGNORED_LABEL = -100
 
 
 def pad_examples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Examples of single clips -> {field: (batch, longest, ...)} with masks, and `labels` (batch,) where any is given.
+    """Examples of single clips -> {field: (batch, longest, ...)} with masks, and `labels` (batch,) where any example
+    has the key `label`.
 
-    A label that is missing becomes -100, which no loss counts.
+    A label that is missing or None becomes -100, which no loss counts.
 
     Raises:
         ValueError: no example, or a field whose dimensions or widths do not fit, naming it.
@@ -57,8 +58,8 @@ def pad_examples(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         # A clip without times may have more words than any clip with: zeros are words without a time.
         missing = int(batch["word_ids"].max()) + 1 - batch["word_times"].shape[1]
         batch["word_times"] = torch.nn.functional.pad(batch["word_times"], (0, 0, 0, max(missing, 0)))
-    labels = [example.get("label") for example in examples]
-    if any(label is not None for label in labels):
+    if any("label" in example for example in examples):
+        labels = [example.get("label") for example in examples]
         batch["labels"] = torch.tensor([IGNORED_LABEL if label is None else label for label in labels])
     return batch
 

@@ -49,7 +49,8 @@ class FilterbankConfig(_FrameConfig):
     loudness: float = 0.0
     """Standard deviation of a constant added to all log-mels, natural logarithm of power: 0.7 = 3 dB."""
     mask_bands: int = 0
-    """Neighbouring bands of the normalised frames that are set to 0, at most (SpecAugment)."""
+    """Neighbouring bands of the normalised frames that are set to 0, at most (SpecAugment); of "global+utterance" in
+    one of its two halves, or where they meet."""
     mask_frames: int = 0
     """Frames in a row that are set to 0, at most, and never more than a third of the clip (SpecAugment)."""
 

@@ -86,6 +86,18 @@ class LateFusionConfig(MerConfig):
         return any(branch.uses_word_times for branch in self.branches)
 
     @property
+    def audio_frame_seconds(self) -> float:
+        """Of the first branch that hears."""
+        readers = list(self._readers("audio").values())
+        return readers[0].audio_frame_seconds if readers else super().audio_frame_seconds
+
+    @property
+    def audio_reach(self) -> int:
+        """As `audio_frame_seconds`."""
+        readers = list(self._readers("audio").values())
+        return readers[0].audio_reach if readers else super().audio_reach
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """Those of the branches, in their order; `calibration_temperature` is for the fused scores."""
         return tuple(branch.calibration_temperature for branch in self.branches)
@@ -109,8 +121,11 @@ class LateFusionConfig(MerConfig):
         return getattr(self, f"{modality}_embed_dim")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, which leaves configurations in a list as they are."""
-        return super().to_dict() | {"branches": [branch.to_dict() for branch in self.branches]}
+        """As in transformers, which leaves configurations in a list as they are; the branches with the fusion's names
+        of the labels, which may have been changed."""
+        own = super().to_dict()
+        names = {name: own[name] for name in ("id2label", "label2id") if name in own}
+        return own | {"branches": [branch.to_dict() | names for branch in self.branches]}
 
     def _readers(self, modality: str) -> dict[str, MerConfig]:
         named = zip(self.branch_names, self.branches, strict=True)

@@ -78,8 +78,12 @@ class MerConfig(PreTrainedConfig):
     transformers, which moves it out of a model's configuration.)"""
 
     def __post_init__(self, **kwargs):
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {index: label for label, index in self.label2id.items()}
         if self.id2label is None and "num_labels" not in kwargs:
             self.id2label = dict(enumerate(IEMOCAP_LABELS))
+        if self.class_weights is not None:
+            self.class_weights = [float(weight) for weight in self.class_weights]  # arrays cannot be saved
         if self.pipeline_is_registered:
             kwargs.pop("custom_pipelines", None)
             kwargs.pop("auto_map", None)  # or a later save_pretrained would name code that it does not copy
@@ -124,7 +128,10 @@ class MerConfig(PreTrainedConfig):
         """Seconds from one frame of `audio_embeds` to the next."""
         if self.audio_config is None:
             return self.audio_frame_stride
-        return self.audio_config.inputs_to_logits_ratio / SAMPLING_RATE
+        samples = self.audio_config.inputs_to_logits_ratio
+        if getattr(self.audio_config, "add_adapter", False):
+            samples *= self.audio_config.adapter_stride**self.audio_config.num_adapter_layers
+        return samples / SAMPLING_RATE
 
     @property
     def audio_reach(self) -> int:
@@ -158,11 +165,14 @@ class MerConfig(PreTrainedConfig):
 
 
 def backbone_width(config: PreTrainedConfig) -> int:
-    """Width of the states a backbone returns: `hidden_size`, or the last of `hidden_sizes` (ResNet).
+    """Width of the states a backbone returns: `hidden_size`, the last of `hidden_sizes` (ResNet), or that of a
+    wav2vec2's adapter.
 
     Raises:
         ValueError: the configuration states neither.
     """
+    if getattr(config, "add_adapter", False):
+        return config.output_hidden_size
     sizes = getattr(config, "hidden_sizes", None)
     width = sizes[-1] if sizes else getattr(config, "hidden_size", None)
     if width is None:

@@ -6,7 +6,9 @@ Each audio front end answers `_get_feat_extract_output_lengths(samples)` as wav2
 """
 
 import math
+from collections.abc import Callable
 from itertools import chain
+from typing import Self
 
 import numpy as np
 import torch
@@ -35,7 +37,8 @@ def frame_lengths(samples: Tensor) -> Tensor:
 class PowerSpectrum(nn.Module):
     """Waveform (batch, samples) in [-1, 1] -> power spectrum (batch, frames, fft_size / 2 + 1), as Kaldi computes it.
 
-    In single precision whatever the model's: the powers reach 1e12, and there is no half-precision FFT on CPUs.
+    In single precision whatever the model's, its window included: the powers reach 1e12, and rounding to fewer digits
+    would fill the bands of telephone speech that are empty.
     """
 
     preemphasis = 0.97
@@ -44,8 +47,15 @@ class PowerSpectrum(nn.Module):
     def __init__(self, fft_size: int):
         super().__init__()
         self.fft_size = fft_size
-        self.register_buffer("window", torch.empty(WINDOW), persistent=False)
+        self.register_buffer("window", torch.empty(WINDOW, dtype=torch.float32), persistent=False)
         self.fill()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.window.dtype != torch.float32:
+            self.window = torch.empty_like(self.window, dtype=torch.float32)
+            self.fill()
+        return self
 
     def fill(self) -> None:
         """Set the window: from_pretrained builds on the meta device, where non-persistent buffers come back empty."""
@@ -55,7 +65,7 @@ class PowerSpectrum(nn.Module):
         frames = (waveform.float() * self.scale).unfold(-1, WINDOW, HOP)  # (batch, frames, 400)
         frames = frames - frames.mean(dim=-1, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        frames = (frames - self.preemphasis * previous) * self.window.float()
+        frames = (frames - self.preemphasis * previous) * self.window
         spectrum = torch.fft.rfft(frames, n=self.fft_size)
         return spectrum.real.square() + spectrum.imag.square()
 
@@ -70,8 +80,17 @@ class LogMel(nn.Module):
     def __init__(self, num_mel_bins: int):
         super().__init__()
         self.spectrum = PowerSpectrum(self.fft_size)
-        self.register_buffer("filters", torch.empty(self.fft_size // 2 + 1, num_mel_bins), persistent=False)
+        self.register_buffer(
+            "filters", torch.empty(self.fft_size // 2 + 1, num_mel_bins, dtype=torch.float32), persistent=False
+        )
         self.fill()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.filters.dtype != torch.float32:
+            self.filters = torch.empty_like(self.filters, dtype=torch.float32)
+            self.fill()
+        return self
 
     def fill(self) -> None:
         """Set the triangular filters, equally wide on the mel scale from 20 Hz to half the sampling rate."""
@@ -80,7 +99,7 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         power = self.spectrum(waveform)
         with torch.autocast(power.device.type, enabled=False):
-            return (power @ self.filters.float()).clamp(min=self.floor).log()
+            return (power @ self.filters).clamp(min=self.floor).log()
 
 
 def _mel_filters(fft_size: int, num_mel_bins: int) -> np.ndarray:

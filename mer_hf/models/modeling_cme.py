@@ -217,8 +217,10 @@ class CMEForEmotionClassification(MerPreTrainedModel):
                 raise ValueError(f"{mask_name} must have the real frames first, found padding before some")
         if "vision" in sequences and sequences["vision"].mask.any():
             self._check_vision_times(sequences["vision"].mask, word_times, vision_times)
-        if "text" in sequences and self.config.word_level and word_times is None:
-            self._refuse_untimed_words(sequences, sequences["text"].mask.any(dim=-1))
+        if "text" in sequences and self.config.word_level:
+            has_text = sequences["text"].mask.any(dim=-1)
+            untimed = has_text if word_times is None else has_text & ~_timed(word_times).any(dim=-1)
+            self._refuse_untimed_words(sequences, untimed)
         if "text" in sequences and word_times is not None:
             self._check_every_word_is_timed(sequences["text"].mask, word_times)
 
@@ -254,9 +256,10 @@ class CMEForEmotionClassification(MerPreTrainedModel):
         return timed | (alone.unsqueeze(-1) & first), alone
 
     @staticmethod
-    def _refuse_untimed_words(sequences: dict[str, ModalitySequence], has_text: Tensor) -> None:
+    def _refuse_untimed_words(sequences: dict[str, ModalitySequence], untimed: Tensor) -> None:
+        """untimed (batch,): clips none of whose words has a time. Their frames would belong to no word."""
         for modality, sequence in sequences.items():
-            if modality != "text" and (sequence.mask.any(dim=-1) & has_text).any():
+            if modality != "text" and (sequence.mask.any(dim=-1) & untimed).any():
                 raise ValueError(
                     f"words and {modality} without word_times: give each word its time (MerProcessor aligns a "
                     "transcript), or configure word_level=False"

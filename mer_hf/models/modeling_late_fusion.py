@@ -254,6 +254,8 @@ class LateFusionForEmotionClassification(MerPreTrainedModel):
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must be {tuple(shape)}, found {tuple(value.shape)}")
 
+        if self.untrained_keys and self.training and torch.is_grad_enabled():
+            self.untrained_keys = ()  # they are being trained now
         outputs, votes = [], []
         for name, branch in self.branches.items():
             own, vote = self._branch_inputs(branch, clips, shape, turn_mask)

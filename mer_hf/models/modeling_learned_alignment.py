@@ -268,7 +268,8 @@ class LearnedAlignmentForEmotionClassification(MerPreTrainedModel):
         pooled, weights = self.fusion(states)
         logits = self.classifier(self.dropout(pooled))  # (b, labels)
         loss = None if labels is None else self.classification_loss(logits, labels)
-        if loss is not None and self.training and self.config.alignment_loss_weight:
+        taught = self.training and self.config.alignment_loss_weight and states["text"].mask.any()
+        if loss is not None and taught:
             inside = self.frames_inside_words(word_times, states)
             loss = loss + self.config.alignment_loss_weight * alignment_loss(weights["audio"], inside)
         weights = weights if output_attentions else {}

@@ -5,7 +5,7 @@ masked place, so that every parameter takes part in every step (DistributedDataP
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
@@ -27,6 +27,7 @@ from .backbones import (
     without_pooler,
 )
 from .configuration_mer import MODALITIES, MerConfig
+from .front_ends import FRONT_ENDS
 from .layers import Standardizer, zero_masked
 from .speakers import EnrolmentMixin, standardizers_of
 
@@ -56,6 +57,8 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     # forward takes no **kwargs, and Trainer must not rescale a mean loss by accumulation steps or world size.
     accepts_loss_kwargs = False
+    untrained_keys: tuple[str, ...] = ()
+    """Weights that the checkpoint did not have, until they are trained: see `from_pretrained`."""
 
     def __init__(self, config: MerConfig):
         super().__init__(config)
@@ -70,6 +73,21 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         super().post_init()
         self._freeze()
 
+    @property
+    def device(self) -> torch.device:
+        return next(self._tensors()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(tensor.dtype for tensor in self._tensors() if tensor.is_floating_point())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """The parameters, those too of a replica that `nn.DataParallel` made, which keeps them elsewhere."""
+        for module in self.modules():
+            own = [*module._parameters.values(), *getattr(module, "_former_parameters", {}).values()]
+            yield from (tensor for tensor in own if tensor is not None)
+
     @classmethod
     def from_backbones(
         cls,
@@ -81,8 +99,9 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
     ) -> Self:
         """A model with a new head over pretrained backbones.
 
-        Each of audio, text and vision is a Hub id, a folder or a loaded model; the rest are fields of the
-        configuration (`id2label=`, `freeze_backbones=("audio",)`, `text_embed_dim=...`).
+        Each of audio, text and vision is a Hub id, a folder or a loaded model; dtype is that of the whole, None =
+        float32; the rest are fields of the configuration (`id2label=`, `freeze_backbones=("audio",)`,
+        `text_embed_dim=...`).
 
         Raises:
             ValueError: no backbone and no width, or an audio backbone that does not read a waveform.
@@ -100,13 +119,14 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         for modality, backbone in loaded.items():
             setattr(model, f"{modality}_model", without_pooler(backbone))
         model._freeze()
-        return model.to(dtype) if dtype is not None else model
+        return model.to(dtype or torch.float32)  # one precision, also where a loaded backbone came in another
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, use_safetensors: bool = True, **kwargs):
         """As in transformers; `untrained_keys` of the model lists weights its checkpoint did not have.
 
         transformers only prints those. Inference refuses them: a head at random answers as readily as a trained one.
+        A step of training, whoever takes it, empties the list.
         Weights in pickles, which may run code, are not read unless use_safetensors is False.
         """
         model, info = super().from_pretrained(
@@ -218,6 +238,8 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         batch = self._check_inputs(raw, embeds)
         inside, behind = self.place_speakers({"audio": audio_speaker, "vision": vision_speaker}, embeds, batch)
 
+        if self.untrained_keys and self.training and torch.is_grad_enabled():
+            self.untrained_keys = ()  # they are being trained now
         sequences = {}
         for modality in self.config.modalities:
             with torch.set_grad_enabled(torch.is_grad_enabled() and modality not in self.config.freeze_backbones):
@@ -246,7 +268,9 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         """
         self._check_mask(RAW_MASK_NAMES[modality], mask, RAW_NAMES[modality], values)
         if modality == "audio":
-            return encode_audio(self.audio_model, values.to(self.dtype), mask, speaker)
+            # Our own front ends compute powers in single precision, which a waveform in half would spoil.
+            values = values if self.config.audio_config.model_type in FRONT_ENDS else values.to(self.dtype)
+            return encode_audio(self.audio_model, values, mask, speaker)
         if modality == "text":
             self._check_mask("word_ids", word_ids, "input_ids", values)
             return encode_text(self.text_model, values, mask, word_ids, num_words)
@@ -332,9 +356,10 @@ class MerPreTrainedModel(EnrolmentMixin, PreTrainedModel):
         With class weights and label smoothing from the configuration.
         """
         logits, labels = logits.flatten(0, -2).float(), labels.flatten()
-        if not (labels != -100).any():
-            return logits.sum() * 0.0  # torch's mean over no label is NaN
         weights = self.config.class_weights
         weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+        counts = labels != -100
+        if not (counts if weights is None else counts & (weights[labels.clamp(min=0)] > 0)).any():
+            return logits.sum() * 0.0  # torch's mean over nothing that counts is NaN
         smoothing = self.config.label_smoothing
         return nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)

@@ -212,7 +212,7 @@ class LateLinear(nn.Module):
 class MMANNetwork(nn.Module):
     """MMAN: cLSTM-MMA and the uni-modal networks, fused late by one Linear over their logits.
 
-    The fusion reads the branches' logits without a gradient: they are trained by their own losses, or not at all.
+    Where the branches are trained by losses of their own, the fusion reads their logits without a gradient.
     """
 
     def __init__(self, config: MMANConfig):
@@ -221,13 +221,14 @@ class MMANNetwork(nn.Module):
         self.unimodal = nn.ModuleDict({m: MMANUnimodal(config, m) for m in config.modalities})
         self.fusion = LateLinear(1 + len(config.modalities), config.num_labels)
 
-    def forward(self, vectors: Vectors, present: Vectors, turns: Tensor) -> NetworkResult:
+    def forward(self, vectors: Vectors, present: Vectors, turns: Tensor, trained_apart: bool = False) -> NetworkResult:
         early = self.clstm_mma(vectors, present, turns)
         alone = [branch(vectors, present, turns) for branch in self.unimodal.values()]
         logits = torch.stack([result.logits for result in (early, *alone)], dim=-2)  # (b, turns, 4, labels)
         there = torch.stack([present[m] for m in self.unimodal], dim=-1)
         there = torch.cat([there.any(dim=-1, keepdim=True), there], dim=-1)  # (b, turns, 4)
-        return NetworkResult(self.fusion(logits.detach(), there), early.weights, logits, there)
+        fused = self.fusion(logits.detach() if trained_apart else logits, there)
+        return NetworkResult(fused, early.weights, logits, there)
 
 
 def make_network(config: MMANConfig) -> nn.Module:
@@ -357,7 +358,10 @@ class MMANForEmotionClassification(MerPreTrainedModel):
         present = {m: there & turn_mask.bool() for m, there in present.items()}
         vectors = {m: zero_masked(vector, present[m]) for m, vector in vectors.items()}
 
-        result = self.network(vectors, present, turn_mask.bool())
+        # A loss that is computed elsewhere (Trainer's label smoothing, a compute_loss of one's own) sees the fused
+        # logits alone, and must reach the branches through them.
+        apart = {"trained_apart": labels is not None} if isinstance(self.network, MMANNetwork) else {}
+        result = self.network(vectors, present, turn_mask.bool(), **apart)
         loss = None if labels is None else self._loss(result, labels.reshape(turn_mask.shape))
         tensors = [result.logits, result.weights if output_attentions else None, result.branch_logits]
         if turns is None:

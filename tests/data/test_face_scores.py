@@ -92,3 +92,10 @@ def test_real_face_scores_join_every_clip(ravdess_dir):
     lengths = {clip_id: soundfile.info(path).duration for clip_id, path in wavs.items()}
     # The scorer left out the first 26 frames and about as many at the end.
     assert all(0.4 < lengths[i] - track.times[-1] < 1.3 for i, track in faces.tracks.items())
+
+
+def test_what_is_no_parquet_is_refused_by_its_name(tmp_path):
+    file = tmp_path / "faces.csv"
+    file.write_text("clip,frame\n")
+    with pytest.raises(ValueError, match=r"face_scores .*faces.csv' is no Parquet file"):
+        load_face_scores(file)

@@ -65,7 +65,7 @@ CLIPS = [
     make_clip(2, drop=("input_values",)),
     make_clip(3, drop=("input_ids", "word_ids", "word_times")),
     make_clip(4, drop=("pixel_values", "vision_times")),
-    make_clip(5, drop=("word_times",)),
+    make_clip(5, drop=("word_times", "input_values", "pixel_values", "vision_times")),
 ]
 RAW = {"audio": ["input_values"], "text": ["input_ids", "word_ids"], "vision": ["pixel_values"]}
 

@@ -191,3 +191,11 @@ def test_hash_survives_json():
     name, fold, *sides = json.loads(json.dumps(split))
     assert FoldSplit(name, fold, *map(tuple, sides)) == split
     assert FoldSplit(name, fold, *sides).sha256 == split.sha256
+
+
+@pytest.mark.parametrize("side", ["train", "validation", "test"])
+def test_an_official_split_needs_every_side(side):
+    others = [other for other in ("train", "validation", "test") if other != side]
+    rows = [{"id": str(n), "split": other, "speaker": other} for n, other in enumerate(others * 2)]
+    with pytest.raises(ValueError, match=f"no row's split is {side}; .* such as speakers-5fold"):
+        official_split(rows, "official-rows", "speaker")
