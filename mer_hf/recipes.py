@@ -389,7 +389,7 @@ def check_modalities(corpus: Corpus, name: str) -> None:
     """Raise ValueError when the corpus lacks what a model cannot do without."""
     lacking = _lacking(corpus, name)
     if lacking:
-        remedy = "; give its face_scores" if "vision" in lacking else ""
+        remedy = "; give its face_scores" if "vision" in lacking and corpus.name == "ravdess" else ""
         raise ValueError(f"{name}: corpus {corpus.name!r} has no {' and no '.join(lacking)}{remedy}")
 
 

@@ -77,6 +77,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="of --dataset, or only rows of --corpus with this split")
     parser.add_argument("--config", help="of --dataset")
     parser.add_argument("--revision", help="of --dataset: a commit, branch or tag; default main")
+    parser.add_argument(
+        "--labels", nargs="+", default=[], metavar="WORD=EMOTION", help="folder: your words for emotions"
+    )
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="of --dataset or folder")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--cache_dir", type=Path, help="of --corpus; default cache in --output_dir")
@@ -88,9 +91,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.corpus is not None and options.data_dir is None:
         parser.error("--corpus needs --data_dir")
-    unclear = [item for item in options.columns if "=" not in item]
+    unclear = [f"--{name} {v}" for name in ("columns", "labels") for v in getattr(options, name) if "=" not in v]
     if unclear:
-        parser.error(f"--columns {unclear[0]}: write it as FIELD=COLUMN")
+        parser.error(f"{unclear[0]}: write it as NAME=VALUE")
     return options
 
 
@@ -102,9 +105,12 @@ def rows_of(options: argparse.Namespace) -> tuple[Iterable[dict[str, Any]], Any]
         source = [options.dataset, options.config, options.split, version, columns]
         revision = version if isinstance(version, str) else None
         return stream_rows(options.dataset, options.split, options.config, columns, revision), source
-    own = {"columns": columns} if options.corpus == "folder" and columns else {}
+    labels = dict(item.split("=", 1) for item in options.labels)
+    given = {name: value for name, value in (("columns", columns), ("labels", labels)) if value}
+    if options.corpus != "folder" and given:
+        raise ValueError(f"--{', --'.join(given)}: of --corpus folder, not of {options.corpus}")
     cache = options.cache_dir or options.output_dir / "cache"
-    rows = read_rows(options.corpus, options.data_dir, cache, **own).rows
+    rows = read_rows(options.corpus, options.data_dir, cache, **given).rows
     chosen = [row for row in rows if options.split in (None, row["split"])]
     if not chosen:
         splits = sorted({str(row["split"]) for row in rows})

@@ -209,7 +209,7 @@ def test_lr_stands_for_the_floors_the_corpus_has_vectors_for(corpus):
     assert expand_models(corpus, ["text", "lr", "lr_face"]) == ["text", "lr_audio", "lr_face", "lr_both"]
     deaf = Corpus("tiny", corpus.rows, corpus.splits, corpus.labels)
     assert expand_models(deaf, ["lr"]) == ["lr_audio"]
-    with pytest.raises(ValueError, match="lr_face: corpus 'tiny' has no vision; give its face_scores"):
+    with pytest.raises(ValueError, match="lr_face: corpus 'tiny' has no vision"):
         logistic_regression(deaf, deaf.splits[0], "lr_face")
 
 

@@ -126,8 +126,8 @@ class Folds:
         if report.partial and not allow_missing:
             gaps = "; ".join(f"fold {k} lacks {self.unit}(s) {_few(lost)}" for k, lost in report.partial.items())
             raise ValueError(
-                f"{self.name}: {gaps}. Scores would not compare with published ones; allow_missing=True goes on "
-                "regardless"
+                f"{self.name}: {gaps}. Scores would not compare with published ones: complete the copy, or choose a "
+                "protocol that divides who is there, such as speakers-5fold (in Python, allow_missing=True goes on)"
             )
         usable = sorted({*report.complete, *report.partial})
         if len(usable) < 3:
