@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_helpers import randomize, speech
+from model_helpers import assert_same, randomize, speech
 
 from mer_hf import FilterbankConfig, FilterbankModel
 from mer_hf.models.spectral_augmentation import mask_at_random, warp_bands
@@ -67,9 +67,9 @@ def test_evaluation_hears_clips_as_they_are():
     waveform = speech(1, 8000)[None]
     with torch.no_grad():
         expected = plain.eval()(waveform).last_hidden_state
-        assert torch.equal(changing.eval()(waveform).last_hidden_state, expected)
+        assert_same(changing.eval()(waveform).last_hidden_state, expected)
         assert not torch.allclose(changing.train()(waveform).last_hidden_state, expected)
-        assert torch.equal(plain.train()(waveform).last_hidden_state, expected), "by default nothing is changed"
+        assert_same(plain.train()(waveform).last_hidden_state, expected)  # by default nothing is changed
 
 
 def test_a_louder_clip_is_louder_in_every_band_and_frame():
