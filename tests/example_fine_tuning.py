@@ -31,7 +31,7 @@ def main(table, output_dir, audio="facebook/wav2vec2-base", text="bert-base-unca
     trainer = Trainer(
         model,
         arguments,
-        EmotionCollator(),
+        EmotionCollator(model.config),
         ClipDataset(train, processor, label2id),
         ClipDataset(validation, processor, label2id),
         compute_metrics=compute_metrics,

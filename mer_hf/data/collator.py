@@ -1,7 +1,7 @@
 """Rows of a corpus -> examples -> padded batches, for the stock `transformers.Trainer`.
 
     dataset = ClipDataset(rows, processor, label2id=model.config.label2id)
-    Trainer(model, args, train_dataset=dataset, data_collator=EmotionCollator(), compute_metrics=compute_metrics)
+    Trainer(model, args, train_dataset=dataset, data_collator=EmotionCollator(model.config), compute_metrics=compute_metrics)
 
 with `remove_unused_columns=False` in the arguments.
 """
