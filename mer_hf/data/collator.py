@@ -1,7 +1,8 @@
 """Rows of a corpus -> examples -> padded batches, for the stock `transformers.Trainer`.
 
     dataset = ClipDataset(rows, processor, label2id=model.config.label2id)
-    Trainer(model, args, train_dataset=dataset, data_collator=EmotionCollator(model.config), compute_metrics=compute_metrics)
+    collator = EmotionCollator(model.config)
+    Trainer(model, args, train_dataset=dataset, data_collator=collator, compute_metrics=compute_metrics)
 
 with `remove_unused_columns=False` in the arguments.
 """
