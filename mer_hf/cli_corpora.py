@@ -177,8 +177,8 @@ def evaluate(options: argparse.Namespace) -> None:
         _refuse(options, ("fold", "output"), "of a saved --model alone; see --test_folds and --output_dir")
         train(options)
         return
-    training = ("models", "test_folds", "epochs", "save_fold", "output_dir", "seeds", "paper")
-    _refuse(options, training, "of no use to --model, which is tested as it is; see --fold and --output")
+    training = ("models", "test_folds", "epochs", "save_fold", "output_dir", "seeds")
+    _refuse(options, training, "of no use to --model, which is tested as it is; see --fold and --output", paper=True)
     check_folder(options.model)
     corpus = _load_corpus(options, options.output.parent if options.output else Path("runs"))
     from .checkpoints import evaluate_checkpoint
@@ -196,10 +196,11 @@ def _seeds(options: argparse.Namespace) -> int:
     return 1 if options.seeds is None else options.seeds
 
 
-def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Raise ValueError where one of these options is given: what has no effect is not dropped in silence."""
-    given = [f"--{name}" for name in names if getattr(options, name, None) is not None]
-    if "paper" in (options.protocol or ()) and "paper" in names:
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str, paper: bool = False) -> None:
+    """Raise ValueError where one of these options, or `--protocol paper`, is given: what has no effect is not dropped
+    in silence."""
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if paper and "paper" in (options.protocol or ()):
         given.append("--protocol paper")
     if given:
         raise ValueError(f"{', '.join(given)}: {why}")
@@ -208,8 +209,9 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
 def _enrol(options: argparse.Namespace) -> None:
     if options.output_dir is None or options.model is not None:
         raise ValueError("--enrol trains models of its own: give --output_dir, and no --model")
-    useless = ("test_folds", "epochs", "save_fold", "fold", "output", "paper")
-    _refuse(options, useless, "of no use to --enrol, which runs all folds by the recipes and keeps no model")
+    useless = ("test_folds", "epochs", "save_fold", "fold", "output")
+    why = "of no use to --enrol, which runs all folds by the recipes and keeps no model"
+    _refuse(options, useless, why, paper=True)
     corpus = _load_corpus(options, options.output_dir)
     from .enrolment_rows import MODELS as ENROLLABLE
     from .enrolment_rows import enrolment_rows, results_table

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from .data.collator import IGNORED_LABEL, EmotionCollator, move_to
+from .data.collator import EmotionCollator, move_to
 from .data.length_grouping import LengthBatchSampler, dataset_lengths
-from .evaluation import compute_metrics
+from .evaluation import IGNORED_LABEL, compute_metrics
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ..models.batching import FIELDS, IGNORED_LABEL, pad_dialogues, pad_examples  # noqa: F401
+from ..models.batching import FIELDS, pad_dialogues, pad_examples
 
 MODALITIES = ("audio", "text", "vision")
 INPUTS = frozenset(name for name, field in FIELDS.items() if field.mask)

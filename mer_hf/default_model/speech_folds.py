@@ -4,7 +4,6 @@ Every fold trains the branches anew on its training actors; the test side is rea
 another fold's file holds already is not made again.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration import calibration_report, fit_temperature
-from ..corpora import Corpus, write_json
+from ..corpora import Corpus
 from ..data.protocols import FoldSplit
+from ..data.whole_files import check_same_run
 from ..experiment import FLOOR_OF, Job, fuse_records, run_job
 from ..models.modeling_late_fusion import fuse_logits
 from ..recipes import RECIPES
@@ -48,7 +48,7 @@ def measure_speech(
         ValueError: output_dir was made with other settings.
     """
     output_dir = Path(output_dir)
-    _check_settings(output_dir / "settings.json", branches)
+    check_same_run(output_dir / "settings.json", settings_of(branches))
     faces = clips.corpus.vision_width is not None
     others = ["lr_audio", *(["lr_face", "lr_both", "face"] if faces else [])]
     found: dict[str, list[Record]] = {}
@@ -106,13 +106,6 @@ def fusion_rules(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str,
         for side, right, own in zip(found, labels, logits, strict=True):
             found[side][rule] = calibration_report(np.concatenate(own), right, 1.0)["before"]
     return found
-
-
-def _check_settings(file: Path, branches: Mapping[str, SpeechBranch]) -> None:
-    settings = json.loads(json.dumps(settings_of(branches)))  # as a file gives them back
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"output_dir: {file} was made with other settings; name another folder")
-    write_json(file, settings)
 
 
 @dataclass(frozen=True)

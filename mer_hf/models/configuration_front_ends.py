@@ -45,7 +45,7 @@ class FilterbankConfig(_FrameConfig):
 
     # What training alone changes of a clip, at every look anew; none of it is in the released code.
     warp: float = 0.0
-    """The mel axis is stretched by up to exp(warp) either way (vocal tract length perturbation); 0.08 is usual."""
+    """The mel axis is stretched by up to exp(warp) either way (vocal tract length perturbation)."""
     loudness: float = 0.0
     """Standard deviation of a constant added to all log-mels, natural logarithm of power: 0.7 = 3 dB."""
     mask_bands: int = 0

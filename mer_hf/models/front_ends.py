@@ -34,7 +34,23 @@ def frame_lengths(samples: Tensor) -> Tensor:
     return torch.where(samples >= WINDOW, 1 + (samples - WINDOW) // HOP, torch.zeros_like(samples))
 
 
-class PowerSpectrum(nn.Module):
+class ComputedBuffer(nn.Module):
+    """A module whose buffers `fill` computes, in single precision whatever the model's is made or turned into."""
+
+    def fill(self) -> None:
+        """Set the buffers: from_pretrained builds on the meta device, where non-persistent ones come back empty."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if any(buffer.dtype != torch.float32 for buffer in self._buffers.values()):
+            for name, buffer in self._buffers.items():
+                self._buffers[name] = torch.empty_like(buffer, dtype=torch.float32)
+            self.fill()
+        return self
+
+
+class PowerSpectrum(ComputedBuffer):
     """Waveform (batch, samples) in [-1, 1] -> power spectrum (batch, frames, fft_size / 2 + 1), as Kaldi computes it.
 
     In single precision whatever the model's, its window included: the powers reach 1e12, and rounding to fewer digits
@@ -50,15 +66,8 @@ class PowerSpectrum(nn.Module):
         self.register_buffer("window", torch.empty(WINDOW, dtype=torch.float32), persistent=False)
         self.fill()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.window.dtype != torch.float32:
-            self.window = torch.empty_like(self.window, dtype=torch.float32)
-            self.fill()
-        return self
-
     def fill(self) -> None:
-        """Set the window: from_pretrained builds on the meta device, where non-persistent buffers come back empty."""
+        """Set the window."""
         initialization.copy_(self.window, torch.from_numpy(np.hanning(WINDOW).astype(np.float32) ** 0.85))  # Povey's
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ class PowerSpectrum(nn.Module):
         return spectrum.real.square() + spectrum.imag.square()
 
 
-class LogMel(nn.Module):
+class LogMel(ComputedBuffer):
     """Waveform (batch, samples) -> Kaldi log-mel filterbank (batch, frames, num_mel_bins), in single precision."""
 
     fft_size = 512
@@ -84,13 +93,6 @@ class LogMel(nn.Module):
             "filters", torch.empty(self.fft_size // 2 + 1, num_mel_bins, dtype=torch.float32), persistent=False
         )
         self.fill()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.filters.dtype != torch.float32:
-            self.filters = torch.empty_like(self.filters, dtype=torch.float32)
-            self.fill()
-        return self
 
     def fill(self) -> None:
         """Set the triangular filters, equally wide on the mel scale from 20 Hz to half the sampling rate."""
@@ -189,7 +191,7 @@ class FrontEndPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (PowerSpectrum, LogMel)):
+        if isinstance(module, ComputedBuffer):
             module.fill()
         elif isinstance(module, Standardizer):
             initialization.zeros_(module.mean)

@@ -3,6 +3,9 @@
 along the mel axis         Jaitly and Hinton 2013, "Vocal Tract Length Perturbation (VTLP) improves speech
                            recognition", ICML workshop WDLASL
 masked in time and bands   Park et al. 2019, SpecAugment, https://arxiv.org/abs/1904.08779
+
+The first moves the filters' centres in Hertz, before they are applied; here finished bands are read at other places of
+the mel axis, which needs no second filterbank.
 """
 
 import torch
