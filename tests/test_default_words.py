@@ -24,7 +24,8 @@ from mer_hf.default_model.words import (
     save_words,
     words_available,
 )
-from mer_hf.default_model.words_training import meld_sides, train_words, write_words
+from mer_hf.default_model.words_results import write_words
+from mer_hf.default_model.words_training import meld_sides, train_words
 from mer_hf.text_fine_tuning import (
     FineTuning,
     fine_tune,

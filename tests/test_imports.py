@@ -33,6 +33,7 @@ DATA_ALSO = {
     "data.length_grouping": {"data.collator"},
     "data.enrolment": {"models.speakers"},
     "data.iemocap": {"data.iemocap_tree", "data.video_clips"},
+    "data.meld": {"data.damaged_text"},
     "data.augmentation": set(),
     "data.named_protocols": {"data.ravdess"},  # its published folds
     "data.class_folders": {"data.field_values", "data.manifests", "data.media_check"},

@@ -22,7 +22,7 @@ from .loading import WORDS
 WRITERS = {
     "speech": "speech_results.train_speech",
     "face": "face_results.write_face_branch",
-    WORDS: "words_training.write_words",
+    WORDS: "words_results.write_words",
 }
 """Which function of `mer_hf.default_model` writes `default-<branch>.json`."""
 

@@ -10,7 +10,7 @@ from .card import write_card
 from .face_results import write_face_branch
 from .loading import DEFAULT_CHECKPOINT
 from .speech_results import train_speech
-from .words_training import write_words
+from .words_results import write_words
 
 logger = logging.getLogger(__name__)
 

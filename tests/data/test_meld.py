@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mer_hf.data import meld, scanning
-from mer_hf.data.meld import COLUMNS, TABLES, Meld, decode, repair, scan, seconds, speaker_id
+from mer_hf.data.damaged_text import decode, repair
+from mer_hf.data.meld import COLUMNS, TABLES, Meld, scan, seconds, speaker_id
 from mer_hf.data.protocols import official_split
 from mer_hf.data.scanning import Skipped
 
