@@ -7,7 +7,8 @@ import numpy as np
 
 from .data.controlled_dialogues import LABELS
 from .demo_models import ALIGNING_MODEL, CONTEXT_MODEL, LABELS_ALONE, WORD_ABLATION, WORD_MODEL, plans
-from .evaluation import evaluation_report, paired_difference
+from .evaluation import evaluation_report
+from .intervals import paired_difference
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from .corpora import Corpus, write_json
 from .data.collator import EmotionCollator, ExampleDataset
 from .data.enrolment import EnrolledClips, enrol_examples, enrolment_subsets
 from .data.protocols import FoldSplit
-from .evaluation import SCORES, emotion_metrics, format_table, paired_difference
+from .evaluation import SCORES, emotion_metrics, format_table
+from .intervals import format_gap, paired_gap
 from .logistic import choose_regression
 from .recipes import RECIPES, Example, Plan
 from .training import batches, fit, predict_logits
@@ -237,23 +238,18 @@ def _row(own: Sequence[Mapping], plain: Sequence[Mapping], row: str, labels: int
     answers = np.concatenate([record["predictions"][row] for record in own])
     truth = np.concatenate([record["labels"] for record in own])
     before = np.concatenate([_hits(record)["plain"] for record in plain])
-    one_speaker = len(set(speakers)) < 2  # then there is nothing to resample
     return {
         "clips": len(truth),
         **{name: value for name, value in emotion_metrics(truth, answers, labels).items() if name in SCORES},
-        "wa_gained": None if one_speaker else paired_difference(truth == answers, before, speakers)._asdict(),
+        "wa_gained": paired_gap(truth == answers, before, speakers),
     }
-
-
-def _gained(gap: Mapping[str, float] | None) -> str | None:
-    return None if gap is None else "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**gap)
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """A Markdown table: a line a model and row."""
     rows = [
         {"model": name, "enrolled from": row, "clips": scores["clips"], "wa": scores["wa"], "ua": scores["ua"]}
-        | {"wa gained over plain": _gained(scores["wa_gained"])}
+        | {"wa gained over plain": format_gap(scores["wa_gained"])}
         for name, model in results["models"].items()
         for row, scores in model.items()
     ]

@@ -6,28 +6,20 @@ The field reports two accuracies. Write `C (classes, classes)` for the confusion
     UA  = mean_k C[k, k] / sum_l C[k, l]                    mean recall over the classes present in the references
     F1  = 2 C[k, k] / (sum_l C[k, l] + sum_l C[l, k])       of class k; averaged plainly, or weighted by support
 
-Utterances of one speaker resemble each other, so intervals resample whole speakers (a cluster bootstrap: Davison and
-Hinkley 1997, section 3.8). Every score above is a function of `C`, and `C` of a resample is a sum of speakers'
-matrices: all resamples are one matrix product. With few speakers the intervals are rough and tend to be too narrow
-(IEMOCAP has ten); they say nothing about speakers unlike those tested.
+Intervals resample whole speakers (see `intervals`): every score above is a function of `C`, and `C` of a resample is a
+sum of speakers' matrices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .intervals import Interval, bootstrap_interval, group_numbers
+
 IGNORED_LABEL = -100
 """The label of padding: turns past a dialogue's end."""
-
-
-class Interval(NamedTuple):
-    """An estimate with the bounds of its confidence interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 # Scores as functions of confusion matrices (..., classes, classes) -> (...)
@@ -157,16 +149,6 @@ def _class_ids(name: str, ids: NDArray, num_labels: int) -> NDArray[np.int64]:
     return ids.astype(np.int64)
 
 
-def _group_numbers(groups: NDArray) -> tuple[NDArray[np.int64], int]:
-    """Number the groups in the order of first appearance: (n,) numbers from 0, and how many groups there are."""
-    numbers: dict[Any, int] = {}
-    for group in groups:
-        if group is None:
-            raise ValueError("groups hold None: every labelled item needs its speaker")
-        numbers.setdefault(group, len(numbers))
-    return np.array([numbers[group] for group in groups], dtype=np.int64), len(numbers)
-
-
 def _group_confusions(labels: NDArray, predictions: NDArray, numbers: NDArray, num_labels: int) -> NDArray[np.int64]:
     """One confusion matrix a group: three (n,) arrays -> (groups, num_labels, num_labels)."""
     shape = (int(numbers.max()) + 1, num_labels, num_labels)
@@ -175,35 +157,6 @@ def _group_confusions(labels: NDArray, predictions: NDArray, numbers: NDArray, n
 
 
 # Intervals
-
-
-def bootstrap_interval(
-    statistic: Callable[[NDArray], NDArray],
-    counts: ArrayLike,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of a statistic of summed counts, resampling whole groups with replacement.
-
-    counts (groups, ...) holds what each group adds (a confusion matrix, hits and items); `statistic` maps sums of them
-    (n, ...) to values (n,). The estimate is the statistic of the data as they are.
-
-    Raises:
-        ValueError: for fewer than two groups (nothing to resample), a level outside (0, 1), or resamples < 1.
-    """
-    counts = np.asarray(counts, dtype=float)  # float: integer matrix products do not reach BLAS
-    if counts.ndim == 0 or len(counts) < 2:
-        raise ValueError("a bootstrap over groups needs at least 2 groups")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    groups = len(counts)
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    sums = (drawn @ counts.reshape(groups, -1)).reshape(resamples, *counts.shape[1:])
-    low, high = np.quantile(statistic(sums), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(counts.sum(0)[None])[0]), float(low), float(high))
 
 
 def metric_intervals(
@@ -223,39 +176,8 @@ def metric_intervals(
         ValueError: as `confusion_matrix` and `bootstrap_interval`, and for groups that are None or misaligned.
     """
     labels, predictions, groups = _labelled(labels, predictions, num_labels, groups)
-    confusions = _group_confusions(labels, predictions, _group_numbers(groups)[0], num_labels)
+    confusions = _group_confusions(labels, predictions, group_numbers(groups)[0], num_labels)
     return {name: bootstrap_interval(score, confusions, level, resamples, seed) for name, score in SCORES.items()}
-
-
-def paired_difference(
-    correct_a: ArrayLike,
-    correct_b: ArrayLike,
-    groups: ArrayLike,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """WA of model A minus WA of model B on the same items, resampling groups (speakers).
-
-    correct_a, correct_b (n,): whether each model got item i right; groups (n,). Pairing removes what the items have in
-    common: an interval that excludes 0 is evidence of a difference even where the two models' own intervals overlap.
-
-    Raises:
-        ValueError: for lengths that differ, values other than 0 and 1, or fewer than two groups.
-    """
-    correct_a, correct_b, groups = np.asarray(correct_a), np.asarray(correct_b), np.asarray(groups, dtype=object)
-    if correct_a.ndim != 1 or not correct_a.shape == correct_b.shape == groups.shape:
-        raise ValueError(
-            f"correct_a {correct_a.shape}, correct_b {correct_b.shape} and groups {groups.shape} must be of one length"
-        )
-    if not np.isin([correct_a, correct_b], [0, 1]).all():
-        raise ValueError("correct_a and correct_b must hold only True and False (or 1 and 0)")
-    numbers, size = _group_numbers(groups)
-    gained = np.bincount(numbers, weights=correct_a.astype(float) - correct_b.astype(float), minlength=size)
-    items = np.bincount(numbers, minlength=size)
-    return bootstrap_interval(
-        lambda sums: sums[:, 0] / sums[:, 1], np.stack([gained, items], 1), level, resamples, seed
-    )
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -350,7 +272,7 @@ def _report_intervals(
     none = {"level": level, **dict.fromkeys(SCORES)}
     if speakers is None:
         return none, None
-    size = _group_numbers(_labelled(labels, predictions, num_labels, speakers)[2])[1]
+    size = group_numbers(_labelled(labels, predictions, num_labels, speakers)[2])[1]
     if size < 2:
         return none, size
     found = metric_intervals(labels, predictions, speakers, num_labels, level, resamples, seed)

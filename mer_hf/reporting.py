@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from .calibration import calibration_report
 from .corpora import Corpus
 from .data.protocols import FoldSplit
-from .evaluation import SCORES, evaluation_report, format_table, paired_difference
+from .evaluation import SCORES, evaluation_report, format_table
+from .intervals import format_gap, paired_gap
 from .recipes import FLOORS
 
 PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
@@ -154,10 +155,8 @@ def _difference(records: Sequence[Record], others: Sequence[Record]) -> dict[str
     if others is records or [_place(record) for record in others] != [_place(record) for record in records]:
         return None
     own, theirs = pooled(records), pooled(others)
-    if len(set(own["groups"])) < 2:  # there is nothing to resample
-        return None
     correct = own["labels"] == own["predictions"], own["labels"] == theirs["predictions"]
-    return paired_difference(*correct, own["groups"])._asdict()
+    return paired_gap(*correct, own["groups"])
 
 
 def _place(record: Record) -> tuple[int, int]:
@@ -182,7 +181,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         row["over seeds"] = model["seed_deviation"][metric]
         row["ece"] = model["calibration"]["after"]["ece"]
         for other in references:
-            row[f"wa - {other}"] = _gap(model["wa_minus"].get(other))
+            row[f"wa - {other}"] = format_gap(model["wa_minus"].get(other))
         if OPTIMISTIC in model:
             row[f"wa {OPTIMISTIC}"] = model[OPTIMISTIC]["mean"]["wa"]
         rows.append(row | {"parameters": model["parameters"], "cpu_s": model["cpu_seconds"]})
@@ -218,7 +217,10 @@ def report_text(results: Mapping[str, Any]) -> str:
 
 def _pairs(results: Mapping[str, Any]) -> str:
     models = results["models"]
-    rows = [{"model": name} | {o: _gap(gap) for o, gap in model["wa_minus"].items()} for name, model in models.items()]
+    rows = [
+        {"model": name} | {o: format_gap(gap) for o, gap in model["wa_minus"].items()}
+        for name, model in models.items()
+    ]
     return format_table(rows, ["model", *models])
 
 
@@ -242,10 +244,6 @@ def _groups(results: Mapping[str, Any]) -> str:
 
 def _range(bounds: Sequence[float] | None) -> str | None:
     return None if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
-
-
-def _gap(gap: Mapping[str, float] | None) -> str | None:
-    return None if gap is None else f"{gap['estimate']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
 
 
 # Picture

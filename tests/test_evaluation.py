@@ -9,8 +9,6 @@ import pytest
 from sklearn import metrics as sk
 
 from mer_hf.evaluation import (
-    Interval,
-    bootstrap_interval,
     compute_metrics,
     confusion_matrix,
     emotion_metrics,
@@ -18,10 +16,10 @@ from mer_hf.evaluation import (
     expected_calibration_error,
     format_table,
     metric_intervals,
-    paired_difference,
     unweighted_accuracy,
     weighted_accuracy,
 )
+from mer_hf.intervals import Interval, bootstrap_interval, format_gap, paired_difference, paired_gap
 
 # 4 of class 0 (3 right, 1 called 1), 2 of class 1 (1 right, 1 called 2), none of class 2.
 LABELS = [0, 0, 0, 0, 1, 1]
@@ -317,3 +315,11 @@ def test_table():
         "| a\\|b | 0.512 | 10 |",
         "| c | – | 2 |",
     ]
+
+
+def test_a_gap_needs_more_than_one_group():
+    hits, others, groups = [1, 1, 0, 1], [0, 1, 0, 0], ["a", "a", "b", "b"]
+    gap = paired_gap(hits, others, groups)
+    assert gap == paired_difference(hits, others, groups)._asdict() and gap["estimate"] == 0.5
+    assert format_gap(gap) == f"+0.500 ({gap['low']:+.3f} to {gap['high']:+.3f})"
+    assert paired_gap(hits, others, ["a"] * 4) is None and format_gap(None) is None

@@ -40,7 +40,8 @@ DATA_ALSO = {
     "data.folder": {"data.class_folders", "data.field_values", "data.manifests", "data.media_check"},
 }
 MAY_IMPORT = {
-    "evaluation": set(),
+    "intervals": set(),
+    "evaluation": {"intervals"},
     "calibration": {"evaluation"},  # the calibration error
     "emotion_metric": {"evaluation"},
     "explanation": {"plots", "models.alignment", "models.batching", "models.pipeline_mer"},  # clips, as the pipeline
@@ -72,7 +73,7 @@ MAY_IMPORT = {
         *("models.modeling_cme", "models.modeling_learned_alignment", "models.modeling_mman"),
     },
     "demo_models": {"", "training"},
-    "demo_results": {"demo_models", "data.controlled_dialogues", "evaluation"},
+    "demo_results": {"demo_models", "data.controlled_dialogues", "evaluation", "intervals"},
 }
 """Modules of mer_hf that a module may import; folders and single files without an entry are treated in `permitted`."""
 DEMO = {"demo", "demo_models", "demo_results"}

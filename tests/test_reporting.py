@@ -9,7 +9,8 @@ from mer_hf.corpora import Corpus
 from mer_hf.data.named_protocols import PROTOCOLS, Protocol
 from mer_hf.data.protocols import FoldSplit
 from mer_hf.data.schema import make_row
-from mer_hf.evaluation import expected_calibration_error, paired_difference
+from mer_hf.evaluation import expected_calibration_error
+from mer_hf.intervals import paired_difference
 from mer_hf.models.modeling_late_fusion import fuse_logits
 from mer_hf.reporting import OPTIMISTIC, logits_of, plot_results, report_text, results_table, summarize
 
