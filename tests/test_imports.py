@@ -37,7 +37,8 @@ DATA_ALSO = {
     "data.augmentation": set(),
     "data.named_protocols": {"data.ravdess"},  # its published folds
     "data.class_folders": {"data.field_values", "data.manifests", "data.media_check"},
-    "data.folder": {"data.class_folders", "data.field_values", "data.manifests", "data.media_check"},
+    "data.folder": {"data.class_folders", "data.field_values", "data.folder_rows", "data.manifests"},
+    "data.folder_rows": {"data.field_values", "data.manifests", "data.media_check"},
 }
 MAY_IMPORT = {
     "intervals": set(),

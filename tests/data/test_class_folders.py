@@ -5,7 +5,7 @@ import os
 import pytest
 from own_clips import ids, values, write_sound, write_text, write_video
 
-from mer_hf.data import class_folders, folder, scanning
+from mer_hf.data import class_folders, folder_rows, scanning
 from mer_hf.data.folder import scan
 from mer_hf.data.scanning import Skipped
 
@@ -60,7 +60,10 @@ def test_class_folders_by_split(clips):
         ("dev/sad/1", "validation", "sad"),
         ("train/happy/1", "train", "happy"),
     ]
-    assert found.skipped == [Skipped("angry/1.wav", folder.NO_SPLIT), Skipped("train/1.wav", class_folders.NO_CLASS)]
+    assert found.skipped == [
+        Skipped("angry/1.wav", folder_rows.NO_SPLIT),
+        Skipped("train/1.wav", class_folders.NO_CLASS),
+    ]
 
 
 def test_order_does_not_depend_on_the_file_system(clips, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 from own_clips import ids, values, write_records, write_sound, write_text
 
-from mer_hf.data import field_values, folder
+from mer_hf.data import field_values, folder_rows
 from mer_hf.data.field_values import LABEL_WORDS
 from mer_hf.data.folder import scan
 from mer_hf.data.scanning import Skipped
@@ -42,14 +42,14 @@ def test_a_side_value_that_cannot_be_read_is_null_and_told(clips):
         Skipped("m.csv:3", "turn is no whole number"),
         Skipped("m.csv:3", words),
         Skipped("m.csv:3", "valence is no number"),
-        Skipped("m.csv:3", folder.BAD_TIMES),
+        Skipped("m.csv:3", folder_rows.BAD_TIMES),
         Skipped("m.csv:4", "turn is no whole number"),
         Skipped("m.csv:4", words),
-        Skipped("m.csv:4", folder.BAD_TIMES),
+        Skipped("m.csv:4", folder_rows.BAD_TIMES),
     ]
     assert found.skipped == [
         Skipped("m.csv:5", "split 'fold1' is none of train, validation, test"),
-        Skipped("m.csv:6", folder.NO_SPLIT),
+        Skipped("m.csv:6", folder_rows.NO_SPLIT),
     ]
 
 
@@ -127,4 +127,7 @@ def test_media_as_datasets_stores_them(clips):
     ]
     found = scan(write_records(clips / "m.parquet", table))
     assert ids(found) == ["1"]
-    assert found.skipped == [Skipped("m.parquet:2", field_values.EMBEDDED), Skipped("m.parquet:3", folder.NOTHING)]
+    assert found.skipped == [
+        Skipped("m.parquet:2", field_values.EMBEDDED),
+        Skipped("m.parquet:3", folder_rows.NOTHING),
+    ]

@@ -7,7 +7,7 @@ import random
 import pytest
 from own_clips import ids, values, write_records, write_sound, write_text
 
-from mer_hf.data import class_folders, folder, manifests, scanning
+from mer_hf.data import class_folders, folder_rows, manifests, scanning
 from mer_hf.data.folder import Folder, scan
 from mer_hf.data.scanning import Skipped
 
@@ -94,7 +94,10 @@ def test_ids_are_unique_and_given_ones_kept(clips):
     found = scan(write_text(clips / "m.csv", "\n".join(lines)))
     assert ids(found) == ["a/1.flac", "a/1.wav", "mine"]
     assert found.rows[2]["audio"] == str(clips / "b/1.wav")
-    assert found.skipped == [Skipped("m.csv:5", folder.REPEATED_ID), Skipped("m.csv:6", folder.REPEATED_FILE)]
+    assert found.skipped == [
+        Skipped("m.csv:5", folder_rows.REPEATED_ID),
+        Skipped("m.csv:6", folder_rows.REPEATED_FILE),
+    ]
 
 
 def test_a_column_can_name_the_corpus(clips):
@@ -127,7 +130,7 @@ def test_a_file_twice_of_which_no_parts_are_named_is_a_repeat(clips):
     write_sound(clips / "a.wav")
     found = scan(write_text(clips / "m.csv", "path,start,end\na.wav,n/a,NA\na.wav,0,0.5\na.wav,nan,none\n"))
     assert (ids(found), found.incomplete) == (["a"], [])
-    assert found.skipped == [Skipped(f"m.csv:{line}", folder.REPEATED_FILE) for line in (3, 4)]
+    assert found.skipped == [Skipped(f"m.csv:{line}", folder_rows.REPEATED_FILE) for line in (3, 4)]
 
 
 def test_start_and_end_place_a_clip_that_was_cut(clips):
@@ -141,7 +144,7 @@ def test_start_and_end_place_a_clip_that_was_cut(clips):
         ("early", 0.2, 2.2),
         ("long", 70, 71),
     ]
-    assert found.skipped == [Skipped("m.csv:5", folder.NOT_CUT)]
+    assert found.skipped == [Skipped("m.csv:5", folder_rows.NOT_CUT)]
 
 
 def test_words_are_relative_to_the_clip(clips):
@@ -149,7 +152,7 @@ def test_words_are_relative_to_the_clip(clips):
     record = {"path": "1.wav", "label": "sad", "words": [{"word": "no", "start": 61.0, "end": 61.5}]}
     found = scan(write_records(clips / "m.jsonl", [record]))
     assert found.rows[0]["words"] is None
-    assert found.incomplete == [Skipped("m.jsonl:1", folder.WORDS_BEYOND)]
+    assert found.incomplete == [Skipped("m.jsonl:1", folder_rows.WORDS_BEYOND)]
 
 
 TEXTGRID = """File type = "ooTextFile"
@@ -187,7 +190,7 @@ def test_words_from_files(clips):
         None,
         None,
     ]
-    assert found.incomplete == [Skipped(f"m.csv:{n}", folder.BAD_WORD_TIMES) for n in (4, 5)]
+    assert found.incomplete == [Skipped(f"m.csv:{n}", folder_rows.BAD_WORD_TIMES) for n in (4, 5)]
     manifest = write_text(clips / "m.csv", "text,words,textgrid\nHi.,,1.TextGrid\n")
     with pytest.raises(ValueError, match="words and word_times both give words"):
         scan(manifest)
@@ -204,7 +207,7 @@ def test_speakers_from_paths(clips):
         "sad/003": None,
         "sad/bert_02": "bert",
     }
-    assert found.incomplete == [Skipped("sad/003.wav", folder.NO_SPEAKER)]
+    assert found.incomplete == [Skipped("sad/003.wav", folder_rows.NO_SPEAKER)]
     assert scan(clips, speaker_from=r"/([a-z]*)_?\d").rows == found.rows  # nobody is called ""
     assert {row["speaker"] for row in scan(clips, speaker_from=r"^([a-z]+)/").rows} == {"happy", "sad"}
     with pytest.raises(ValueError, match=r"speaker_from '\(' is no regular expression"):
@@ -216,7 +219,7 @@ def test_speakers_from_paths(clips):
         scan(manifest, speaker_from="(a+)")
     found = scan(manifest, columns={"speaker": ""}, speaker_from=r"([a-z]+)_\d+")
     assert [row["speaker"] for row in found.rows] == ["anna"]
-    assert found.skipped == [Skipped("m.csv:3", folder.NOTHING)]
+    assert found.skipped == [Skipped("m.csv:3", folder_rows.NOTHING)]
 
 
 def test_wrong_folders_say_what_was_expected(clips, tmp_path):

@@ -6,7 +6,7 @@ import av
 import pytest
 from own_clips import cut, ids, write_records, write_sound, write_text, write_video
 
-from mer_hf.data import folder, media_check, scanning
+from mer_hf.data import folder_rows, media_check, scanning
 from mer_hf.data.folder import scan
 from mer_hf.data.scanning import Skipped
 
@@ -31,7 +31,10 @@ def test_a_video_is_both_or_what_it_holds(clips):
         (str(clips / "sound.webm"), None),
         (str(clips / "wav.wav"), str(clips / "silent.MKV")),
     ]
-    assert found.skipped == [Skipped("m.csv:6", folder.REPEATED_FILE), Skipped("m.csv:7", media_check.NO_PICTURES)]
+    assert found.skipped == [
+        Skipped("m.csv:6", folder_rows.REPEATED_FILE),
+        Skipped("m.csv:7", media_check.NO_PICTURES),
+    ]
     unchecked = scan(clips, check_media=False)
     assert (unchecked.rows[1]["audio"], unchecked.rows[1]["video"]) == (str(clips / "silent.MKV"),) * 2
 
