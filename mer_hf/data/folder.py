@@ -43,7 +43,7 @@ def scan(
 
     data_dir: a manifest, a folder with exactly one, or a folder of class folders (`happy/a/1.wav`, or
         `train/happy/1.wav` with splits). In class folders, a sound and a video file of one name are one clip.
-    columns: field (`manifests.FIELDS`) -> the manifest's column; "" = none. Other fields find theirs by its usual name.
+    columns: field (`manifests.FIELDS`) -> the manifest's column; "" = none. Others find theirs by its usual name.
     labels: the user's label word -> one of EMOTIONS, beside and before the usual words of `field_values.LABEL_WORDS`.
     media_dir: what the manifest's paths are relative to, where that is not the manifest's own folder.
     speaker_from: a regular expression that is searched for in each path relative to the media folder (its own folder,
